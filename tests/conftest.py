@@ -1,0 +1,63 @@
+"""What every test stands on: one platform, exact matmuls, checked shapes, a warm compile cache.
+
+Set before jax is first imported, so that subprocesses started by a test inherit the same:
+
+- the CPU, unless `MUSICJAX_TEST_PLATFORM` names another (`cuda`);
+- matmul precision `highest`, which parity tolerances assume;
+- a persistent compile cache under `.pytest_cache`, so that a second run compiles nothing.
+
+Every function of musicjax whose signature is annotated is checked at run time (jaxtyping and
+beartype) while tests run; `MUSICJAX_TEST_TYPES=0` switches that off.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+ROOT = Path(__file__).resolve().parent.parent
+
+os.environ["JAX_PLATFORMS"] = os.environ.get("MUSICJAX_TEST_PLATFORM", "cpu")
+os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+# An int is welcome where a float is asked for, as PEP 484 has it: beartype wants that said.
+_CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+
+if os.environ.get("MUSICJAX_TEST_TYPES", "1") != "0":
+    install_import_hook("musicjax", _CHECKER)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Point jax at a compile cache that outlives the session."""
+    cache = getattr(config, "cache", None)
+    folder = cache.mkdir("jax") if cache else config.rootpath / ".pytest_cache" / "jax"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The top of the source tree."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared() -> Callable[[str], Path]:
+    """`shared("data/clips/x.flac")`: a path in the optional shared material, or a skip.
+
+    The material (real recordings with their truth, public weights) is not part of the project. It
+    is looked for in `../shared` beside the source tree, or where `MUSICJAX_SHARED` points.
+    """
+    folder = Path(os.environ.get("MUSICJAX_SHARED", ROOT.parent / "shared"))
+
+    def find(relative: str) -> Path:
+        path = folder / relative
+        if not path.exists():
+            pytest.skip(f"optional shared material is absent: {relative} (set MUSICJAX_SHARED)")
+        return path
+
+    return find
