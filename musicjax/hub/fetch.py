@@ -1,0 +1,213 @@
+"""From a card's address to a checked file on this computer.
+
+Order: inside the package, the cache, the mirror folder, the address itself. Nothing that fails its
+checksum is ever handed on, and a download that broke off goes on where it stopped.
+"""
+
+import http.client
+import importlib.resources
+import importlib.util
+import socket
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+from musicjax.errors import WeightsError
+from musicjax.hub import cache
+from musicjax.registry import Source
+
+Progress = Callable[[int, int], None]  # bytes there, bytes in all (0 when not known)
+
+ATTEMPTS = 4
+WAIT_S = 0.5  # doubled after each broken attempt
+TIMEOUT_S = 30.0
+_CHUNK = 1 << 20
+
+
+def fetch(source: Source, *, system: str = "", progress: Progress | None = None) -> Path:
+    """The path of a source's file, its size and sha256 checked.
+
+    `system` is the system whose folder a `package:` address is relative to. `progress` is called
+    with bytes there and bytes in all while a download runs. Raises WeightsError with what to do
+    when the file cannot be had.
+    """
+    if source.address.startswith("package:"):
+        return _from_package(source, system)
+    cached = cache.cached_path(source)
+    damage = _drop_damaged(cached, source)
+    if cached.is_file():
+        return cached
+    mirrored = cache.mirror_path(source)
+    if mirrored is not None:
+        problem = cache.fault(mirrored, source)
+        if problem is None:
+            return mirrored
+        raise WeightsError(
+            f"the file {mirrored} of the mirror folder {problem}; replace it by the file of "
+            f"{source.address}."
+        )
+    try:
+        return _download(source, cached, progress)
+    except WeightsError as error:
+        raise WeightsError(f"{damage}{error}") from error
+
+
+def _from_package(source: Source, system: str) -> Path:
+    folder = importlib.resources.files(f"musicjax.models.{system}") / "weights"
+    path = Path(str(folder / cache.file_name(source)))
+    problem = cache.fault(path, source) if path.is_file() else "is missing"
+    if problem:
+        raise WeightsError(
+            f"the weights file {path} of the installed package {problem}; install musicjax again."
+        )
+    return path
+
+
+def _drop_damaged(cached: Path, source: Source) -> str:
+    """Remove a cached file that is not what it should be; a phrase for a later error."""
+    if not cached.is_file():
+        return ""
+    problem = cache.fault(cached, source)
+    if problem is None:
+        return ""
+    cached.unlink(missing_ok=True)
+    return f"the cached file {cached} {problem} and was removed; "
+
+
+def _download(source: Source, cached: Path, progress: Progress | None) -> Path:
+    folder = cache.make_folder(cached.parent)
+    part = folder / f"{cached.name}.part"
+    with cache.locked(folder / f"{cached.name}.lock"):
+        if cached.is_file():  # another process of this job fetched it meanwhile
+            return cached
+        hosted = _from_hugging_face(source)
+        if hosted is not None:
+            return hosted
+        _transfer(source, https_address(source.address), part, progress)
+        problem = cache.fault(part, source)
+        if problem:
+            part.unlink(missing_ok=True)
+            raise WeightsError(
+                f"the file downloaded from {source.address} {problem} and was thrown away: it is "
+                "not the file that the card names. Try again; if it stays so, the file at that "
+                "address has changed and a newer musicjax may know it."
+            )
+        part.replace(cached)
+    return cached
+
+
+def https_address(address: str) -> str:
+    """The https form of an address: https:// as it is, gs://bucket/file, hf://owner/name/file.
+
+    `hf://owner/name@revision/file` names a revision; without it the repository's main branch.
+    """
+    scheme, _, rest = address.partition("://")
+    if scheme in ("https", "http") and rest:
+        return address
+    if scheme == "gs" and rest:
+        return f"https://storage.googleapis.com/{rest}"
+    if scheme == "hf" and rest.count("/") >= 2:
+        repository, revision, file = _hugging_face_parts(rest)
+        return f"https://huggingface.co/{repository}/resolve/{revision}/{file}"
+    raise WeightsError(
+        f"the address {address!r} is not one that can be fetched; known are https://, "
+        "gs://bucket/file, hf://owner/name/file and package:file."
+    )
+
+
+def _hugging_face_parts(rest: str) -> tuple[str, str, str]:
+    owner, name, file = rest.split("/", 2)
+    name, _, revision = name.partition("@")
+    return f"{owner}/{name}", revision or "main", file
+
+
+def _from_hugging_face(source: Source) -> Path | None:
+    """Through the hub's own client when it is installed: it knows the user's token and cache."""
+    scheme, _, rest = source.address.partition("://")
+    if scheme != "hf" or importlib.util.find_spec("huggingface_hub") is None:
+        return None
+    import huggingface_hub
+
+    repository, revision, file = _hugging_face_parts(rest)
+    try:
+        path = Path(huggingface_hub.hf_hub_download(repository, file, revision=revision))
+    except Exception as error:  # its own many kinds: our own download then says what is wrong
+        del error
+        return None
+    return path if cache.fault(path, source) is None else None
+
+
+def _transfer(source: Source, address: str, part: Path, progress: Progress | None) -> None:
+    """Bring `part` to its full size, going on after breaks as long as attempts bring bytes."""
+    wait, failures = WAIT_S, 0
+    while True:
+        before = part.stat().st_size if part.is_file() else 0
+        if source.size_bytes and before >= source.size_bytes:
+            return
+        try:
+            _append(source, address, part, before, progress)
+            after = part.stat().st_size
+            if not source.size_bytes or after >= source.size_bytes:
+                return
+            broken: Exception = ConnectionError(f"broke off after {after:,} bytes")
+        except urllib.error.HTTPError as error:
+            if error.code == 416 and before:  # the server has no such range: begin again
+                part.unlink(missing_ok=True)
+            elif error.code < 500:
+                raise _unreachable(
+                    source, f"the server answered {error.code} {error.reason}"
+                ) from error
+            broken = error
+        except (OSError, http.client.HTTPException) as error:
+            broken = error
+        grown = part.is_file() and part.stat().st_size > before
+        failures = 0 if grown else failures + 1
+        if failures >= ATTEMPTS or not _worth_retrying(broken):
+            raise _unreachable(source, str(getattr(broken, "reason", broken))) from broken
+        time.sleep(wait)
+        wait = WAIT_S if grown else 2 * wait
+
+
+def _worth_retrying(error: Exception) -> bool:
+    """Not when there is no network at all: then the sentence should come at once."""
+    return not isinstance(getattr(error, "reason", None), socket.gaierror | ConnectionRefusedError)
+
+
+def _append(
+    source: Source, address: str, part: Path, start: int, progress: Progress | None
+) -> None:
+    headers = {"User-Agent": "musicjax"} | ({"Range": f"bytes={start}-"} if start else {})
+    request = urllib.request.Request(address, headers=headers)
+    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as reply:
+        resumed = start > 0 and reply.status == 206
+        there = start if resumed else 0
+        total = source.size_bytes or there + int(reply.headers.get("Content-Length") or 0)
+        try:
+            file = part.open("ab" if resumed else "wb")
+        except OSError as error:
+            raise cache.no_room(part, error) from error
+        with file:
+            while chunk := reply.read(_CHUNK):
+                there += len(chunk)
+                if source.size_bytes and there > source.size_bytes:
+                    raise WeightsError(
+                        f"{source.address} sends more than the {source.size_bytes:,} bytes that "
+                        "the card names; it is not the file that the card names."
+                    )
+                try:
+                    file.write(chunk)
+                    file.flush()
+                except OSError as error:
+                    raise cache.no_room(part, error) from error
+                if progress is not None:
+                    progress(there, total)
+
+
+def _unreachable(source: Source, why: str) -> WeightsError:
+    return WeightsError(
+        f"cannot fetch {source.address} ({why}). Without a network, put that file, named "
+        f"{cache.file_name(source)} (sha256 {source.sha256}), in a folder and set the environment "
+        "variable MUSICJAX_MIRROR to that folder."
+    )
