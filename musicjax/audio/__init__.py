@@ -1,0 +1,29 @@
+"""Audio in and out, and the front-end that turns samples into features."""
+
+from musicjax.audio.frontend import FrontendConfig, frame_mask, num_frames, spectrogram
+from musicjax.audio.io import (
+    Audio,
+    AudioInfo,
+    blocks,
+    check_samples,
+    load_audio,
+    probe,
+    save_audio,
+)
+from musicjax.audio.presets import PRESETS, preset
+
+__all__ = [
+    "PRESETS",
+    "Audio",
+    "AudioInfo",
+    "FrontendConfig",
+    "blocks",
+    "check_samples",
+    "frame_mask",
+    "load_audio",
+    "num_frames",
+    "preset",
+    "probe",
+    "save_audio",
+    "spectrogram",
+]

@@ -1,0 +1,142 @@
+"""Frames, windows, the short-time Fourier transform and its exact inverse.
+
+All functions are pure, take any leading axes and hold no state. Framing and overlap-add are built
+from slices rather than gathers, so that they are as fast backwards as forwards.
+"""
+
+import functools
+import math
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Complex, Float, Int
+
+AnyArray = Array | np.ndarray
+
+
+@functools.lru_cache(maxsize=64)
+def window(name: str, window_length: int, fft_length: int) -> Float[np.ndarray, "fft_length"]:
+    """Periodic window "hann", "hamming" or "rectangular", centred in `fft_length` samples."""
+    phase = 2 * np.pi * np.arange(window_length) / window_length
+    if name == "hann":
+        values = 0.5 - 0.5 * np.cos(phase)
+    elif name == "hamming":
+        values = 0.54 - 0.46 * np.cos(phase)
+    else:
+        values = np.ones(window_length)
+    left = (fft_length - window_length) // 2
+    padded = np.pad(values, (left, fft_length - window_length - left)).astype(np.float32)
+    padded.flags.writeable = False  # shared by every caller through the cache
+    return padded
+
+
+def centre_window(values: Float[Array, "*K W"], fft_length: int) -> Float[Array, "*K fft_length"]:
+    """Put a window in the middle of `fft_length` samples, zeros around it."""
+    left = (fft_length - values.shape[-1]) // 2
+    right = fft_length - values.shape[-1] - left
+    return jnp.pad(values, [(0, 0)] * (values.ndim - 1) + [(left, right)])
+
+
+def reflect(
+    audio: Float[AnyArray, "*B N"], width: int, lengths: Int[AnyArray, "*B"] | None = None
+) -> Float[Array, "*B padded"]:
+    """Mirror `width` samples at both ends, not repeating the end sample.
+
+    A clip too short for that is mirrored back and forth, as `numpy.pad` does; one sample alone is
+    repeated. With `lengths`, each clip is mirrored at its own end and what follows is zero.
+    """
+    audio = jnp.asarray(audio)
+    if lengths is None:
+        edges = [(0, 0)] * (audio.ndim - 1) + [(width, width)]
+        return jnp.pad(audio, edges, mode="reflect" if audio.shape[-1] > 1 else "edge")
+    last = jnp.maximum(jnp.asarray(lengths)[..., None] - 1, 0)
+    position = jnp.arange(-width, audio.shape[-1] + width)
+    period = jnp.maximum(2 * last, 1)
+    folded = position % period
+    source = jnp.minimum(jnp.where(folded > last, period - folded, folded), last)
+    values = jnp.take_along_axis(audio, source, axis=-1)
+    return jnp.where(position <= last + width, values, 0.0)
+
+
+def pad_end(audio: Float[AnyArray, "*B N"], width: int) -> Float[Array, "*B padded"]:
+    """Zeros after the last sample; nothing if `width` is not positive."""
+    audio = jnp.asarray(audio)
+    if width <= 0:
+        return audio
+    return jnp.pad(audio, [(0, 0)] * (audio.ndim - 1) + [(0, width)])
+
+
+def frame(
+    audio: Float[Array, "*B N"], size: int, hop: int, count: int
+) -> Float[Array, "*B T size"]:
+    """Cut into `count` frames of `size` samples, `hop` apart.
+
+    The signal is seen as rows of `hop` samples; frame t is row t beside row t + 1 and so on, so
+    that each column block of the result is one shifted copy of the rows. What lies past the end of
+    the signal is zero.
+    """
+    pieces = -(-size // hop)
+    rows = count - 1 + pieces
+    audio = pad_end(audio, rows * hop - audio.shape[-1])
+    blocks = audio[..., : rows * hop].reshape(*audio.shape[:-1], rows, hop)
+    columns = [blocks[..., k : k + count, : min(hop, size - k * hop)] for k in range(pieces)]
+    return jnp.concatenate(columns, axis=-1)
+
+
+def overlap_add(frames: Float[Array, "*B T size"], hop: int) -> Float[Array, "*B N"]:
+    """Add frames `hop` apart: the transpose of `frame`. N = (T - 1) * hop + size."""
+    count, size = frames.shape[-2:]
+    pieces = -(-size // hop)
+    leading = [(0, 0)] * (frames.ndim - 2)
+    total = 0.0
+    for k in range(pieces):
+        column = frames[..., k * hop : (k + 1) * hop]
+        rows = [*leading, (k, pieces - 1 - k), (0, hop - column.shape[-1])]
+        total = total + jnp.pad(column, rows)
+    flat = total.reshape(*frames.shape[:-2], (count - 1 + pieces) * hop)
+    return flat[..., : (count - 1) * hop + size]
+
+
+def dft(
+    frames: Float[Array, "*B T size"], weights: Float[AnyArray, "*K size"], method: str = "fft"
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """Real and imaginary part of the windowed frames' DFT, (*B, T, size // 2 + 1) each.
+
+    Method "matmul" writes the DFT as two matrix products with the cosine and sine tables: more
+    arithmetic, but it runs where matrix units do, and it has no complex numbers for exporters to
+    stumble over.
+    """
+    if method == "matmul":
+        cosine, sine = _dft_tables(frames.shape[-1])
+        windowed = frames * weights
+        return (
+            jnp.matmul(windowed, cosine, precision="highest"),
+            jnp.matmul(windowed, sine, precision="highest"),
+        )
+    spectrum = jnp.fft.rfft(frames * weights)
+    return spectrum.real, spectrum.imag
+
+
+@functools.lru_cache(maxsize=8)
+def _dft_tables(size: int) -> tuple[np.ndarray, np.ndarray]:
+    # The product n * k is reduced modulo the size first: the angle stays small and exact.
+    turns = np.outer(np.arange(size), np.arange(size // 2 + 1)) % size / size
+    return np.cos(2 * np.pi * turns).astype(np.float32), -np.sin(2 * np.pi * turns).astype(
+        np.float32
+    )
+
+
+def safe_sqrt(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Square root whose gradient at zero is zero instead of infinite."""
+    positive = x > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1.0)), 0.0)
+
+
+def power_of_square(squared: Float[Array, "..."], power: float) -> Float[Array, "..."]:
+    """|X|^power from |X|^2, with gradient zero where X is zero."""
+    if power == 2.0:
+        return squared
+    if power == 1.0:
+        return safe_sqrt(squared)
+    positive = squared > 0
+    return jnp.where(positive, jnp.where(positive, squared, 1.0) ** (power / 2), 0.0)
