@@ -1,0 +1,53 @@
+"""Onsets and Frames (Hawthorne et al. 2018, 2019): piano recordings to notes."""
+
+from musicjax.registry import Card, System
+
+_MODULE = "musicjax.models.onsets_frames.model"
+_PAPER = "https://arxiv.org/abs/1810.12247"
+
+_CARDS = {
+    "small": Card(
+        summary="Piano transcription at complexity 16, for any piano in any room.",
+        paper=_PAPER,
+        licence="Apache-2.0",
+        training_data="scores rendered with sound fonts and a sampled grand in simulated rooms",
+        sample_rate=16000,
+        parameters=3_204_856,
+    ),
+    "port": Card(
+        summary="The public PyTorch port at paper size; convert its checkpoint to use it.",
+        paper=_PAPER,
+        licence="Apache-2.0 (architecture; the checkpoint carries its own)",
+        training_data="MAESTRO v1 (the public checkpoint)",
+        sample_rate=16000,
+        parameters=26_491_256,
+    ),
+    "magenta": Card(
+        summary="The authors' form of 2019, an architecture to train.",
+        paper=_PAPER,
+        licence="Apache-2.0 (architecture)",
+        training_data="none: train it",
+        sample_rate=16000,
+        parameters=0,
+    ),
+    "paper2018": Card(
+        summary="The form of 2018 without an offset detector, an architecture to train.",
+        paper="https://arxiv.org/abs/1710.11153",
+        licence="Apache-2.0 (architecture)",
+        training_data="none: train it",
+        sample_rate=16000,
+        parameters=0,
+    ),
+}
+
+SYSTEM = System(
+    name="onsets_frames",
+    task="transcribe",
+    title="Onsets and Frames",
+    model=f"{_MODULE}:OnsetsFrames",
+    config=f"{_MODULE}:get_config",
+    loss=f"{_MODULE}:loss",
+    targets=f"{_MODULE}:targets",
+    decode=f"{_MODULE}:decode",
+    cards=_CARDS,
+)

@@ -1,0 +1,569 @@
+"""Onsets and Frames: piano transcription by an onset detector that gates a frame detector.
+
+C. Hawthorne et al., "Onsets and Frames: Dual-Objective Piano Transcription", ISMIR 2018, and
+"Enabling Factorized Piano Music Modeling and Generation with the MAESTRO Dataset", ICLR 2019.
+Four published forms share this file and differ in `OnsetsFramesConfig` only; `card.md` lists how.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from musicjax.audio.frontend import FrontendConfig, num_frames, spectrogram
+from musicjax.audio.presets import preset
+from musicjax.errors import AudioError, ConfigError
+from musicjax.nn import BiLSTM, Conv2D, dropout, mask_frames, max_pool_frequency
+from musicjax.notes import Notes
+from musicjax.types import LOWEST_PITCH, NUM_PITCHES, Key, Policy
+
+Head = Literal["onset", "offset", "activation"]
+
+
+@dataclass(frozen=True)
+class OnsetsFramesConfig:
+    """Everything that distinguishes one form of the system from another. Hashable, static.
+
+    The defaults are the public PyTorch port at paper size (model complexity 48).
+    """
+
+    frontend: FrontendConfig = preset("onsets_frames")
+    min_pitch: int = LOWEST_PITCH
+    num_pitches: int = NUM_PITCHES
+    conv_channels: tuple[int, int, int] = (48, 48, 96)
+    fc_units: int = 768
+    lstm_units: int = 384  # per direction
+    lstm_biases: Literal[1, 2] = 2  # PyTorch keeps two that are added; Magenta one
+    conv_bias: bool = True
+    fc_relu: bool = False
+    norm_scale: bool = True
+    norm_epsilon: float = 1e-5
+    norm_momentum: float = 0.9
+    dropout: tuple[float, float, float] = (0.25, 0.25, 0.5)  # after pool 1, pool 2, dense
+    init: Literal["fan_in", "fan_avg"] = "fan_in"
+    heads: tuple[Head, ...] = ("onset", "offset", "activation")  # in the order of the concat
+    stop_gradient: bool = True  # from the frame detector into onset and offset detectors
+    # Labels and loss.
+    labels: Literal["frame", "32ms"] = "frame"  # onset and offset: one frame, or 32 ms of frames
+    frame_weight: float = 1.0  # 2018: weight c of frames in the onset, then c, c/2, c/3 ...
+    onset_weight: float = 1.0  # weight of frames with an onset in the onset loss
+    velocity_loss: Literal["per_onset", "per_frame"] = "per_onset"
+    # Velocity 0..1 to MIDI: v * scale + bias.
+    velocity_scale: float = 127.0
+    velocity_bias: float = 0.0
+    policy: Policy = Policy()
+
+
+def _port(complexity: int, **fields: Any) -> OnsetsFramesConfig:
+    """The PyTorch port's sizes for a `model_complexity`."""
+    return OnsetsFramesConfig(
+        conv_channels=(complexity, complexity, 2 * complexity),
+        fc_units=16 * complexity,
+        lstm_units=8 * complexity,
+        **fields,
+    )
+
+
+def _magenta() -> OnsetsFramesConfig:
+    """Magenta's hyper-parameters of 2019."""
+    return OnsetsFramesConfig(
+        frontend=preset("onsets_frames_magenta"),
+        lstm_units=256,
+        lstm_biases=1,
+        conv_bias=False,
+        fc_relu=True,
+        norm_scale=False,
+        norm_epsilon=1e-3,
+        norm_momentum=0.999,
+        init="fan_avg",
+        heads=("onset", "activation", "offset"),
+        labels="32ms",
+        velocity_loss="per_frame",
+        velocity_scale=80.0,
+        velocity_bias=10.0,
+    )
+
+
+def _paper2018() -> OnsetsFramesConfig:
+    """The first paper: narrower, no offset detector, gradients everywhere, weighted frames."""
+    return replace(
+        _magenta(),
+        conv_channels=(32, 32, 64),
+        fc_units=512,
+        lstm_units=128,
+        heads=("onset", "activation"),
+        stop_gradient=False,
+        frame_weight=5.0,
+    )
+
+
+def get_config(variant: str = "base") -> OnsetsFramesConfig:
+    """The config of a variant.
+
+    base (also called port): the public PyTorch port, 26,491,256 parameters. small: the same at
+    complexity 16, 3,204,856 parameters. tiny: complexity 2, for tests. magenta: the authors' code
+    of 2019. paper2018: the first paper's network, without an offset detector.
+    """
+    variants = {
+        "base": lambda: _port(48),
+        "port": lambda: _port(48),
+        "small": lambda: _port(16, onset_weight=2.0, dropout=(0.0, 0.0, 0.0)),
+        "tiny": lambda: _port(2),
+        "magenta": _magenta,
+        "paper2018": _paper2018,
+    }
+    if variant not in variants:
+        raise ConfigError(
+            f"onsets_frames has no variant {variant!r}; choose one of {', '.join(variants)}."
+        )
+    return variants[variant]()
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["onset", "offset", "activation", "frame", "velocity"],
+    meta_fields=[],
+)
+@dataclass(frozen=True)
+class OnsetsFramesOutput:
+    """What each head says of every frame and pitch, before any sigmoid. float32.
+
+    Probabilities are the sigmoid of onset, offset, activation and frame; velocity is used as it
+    is, near 0..1 at onsets. `offset` is None in the form of 2018.
+    """
+
+    onset: Float[Array, "B T P"]
+    offset: Float[Array, "B T P"] | None
+    activation: Float[Array, "B T P"]
+    frame: Float[Array, "B T P"]
+    velocity: Float[Array, "B T P"]
+
+
+def _initializer(config: OnsetsFramesConfig) -> nnx.Initializer:
+    if config.init == "fan_avg":  # Magenta: variance scaling, factor 2, uniform
+        return nnx.initializers.variance_scaling(2.0, "fan_avg", "uniform")
+    return nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's default
+
+
+def _linear(width: int, units: int, config: OnsetsFramesConfig, rngs: nnx.Rngs) -> nnx.Linear:
+    return nnx.Linear(
+        width,
+        units,
+        kernel_init=_initializer(config),
+        dtype=config.policy.compute,
+        param_dtype=config.policy.param,
+        rngs=rngs,
+    )
+
+
+class ConvStack(nnx.Module):
+    """Kelz et al.'s (ISMIR 2016) acoustic model: three convolutions and a dense layer.
+
+    Inputs: features (B, T, F), mask (B, T). Output: (B, T, fc_units).
+    """
+
+    def __init__(self, config: OnsetsFramesConfig, *, rngs: nnx.Rngs):
+        policy = config.policy
+        widths = (1, *config.conv_channels)
+        make_conv = partial(
+            Conv2D, bias=config.conv_bias, initializer=_initializer(config), policy=policy
+        )
+        make_norm = partial(
+            nnx.BatchNorm,
+            momentum=config.norm_momentum,
+            epsilon=config.norm_epsilon,
+            use_scale=config.norm_scale,
+            dtype=policy.compute,
+            param_dtype=jnp.float32,
+        )
+        self.conv1, self.conv2, self.conv3 = (
+            make_conv(a, b, rngs=rngs) for a, b in zip(widths, widths[1:], strict=False)
+        )
+        self.norm1, self.norm2, self.norm3 = (make_norm(c, rngs=rngs) for c in widths[1:])
+        bins = config.frontend.num_bins // 4
+        self.fc = _linear(config.conv_channels[-1] * bins, config.fc_units, config, rngs)
+        self.config = config
+
+    def __call__(
+        self,
+        features: Float[Array, "B T F"],
+        *,
+        mask: Bool[Array, "B T"] | None,
+        train: bool,
+        key: Key | None,
+    ) -> Float[Array, "B T D"]:
+        rates = self.config.dropout
+        keys = [None] * 3 if key is None else jax.random.split(key, 3)
+        seen = None if mask is None else mask[:, :, None, None]
+
+        def block(x: jax.Array, conv: Conv2D, norm: nnx.BatchNorm) -> jax.Array:
+            x = norm(conv(x), use_running_average=not train, mask=seen)
+            return mask_frames(jax.nn.relu(x), mask)
+
+        x = mask_frames(features, mask)[..., None]  # (B, T, F, 1)
+        x = block(x, self.conv1, self.norm1)
+        x = max_pool_frequency(block(x, self.conv2, self.norm2), 2)
+        x = dropout(x, rates[0], keys[0])
+        x = max_pool_frequency(block(x, self.conv3, self.norm3), 2)
+        x = dropout(x, rates[1], keys[1])
+        x = self.fc(x.reshape(*x.shape[:2], -1))
+        return dropout(jax.nn.relu(x) if self.config.fc_relu else x, rates[2], keys[2])
+
+
+class Detector(nnx.Module):
+    """One head: an acoustic model, a bidirectional LSTM if asked for, a value for each pitch."""
+
+    def __init__(self, config: OnsetsFramesConfig, *, recurrent: bool, rngs: nnx.Rngs):
+        self.stack = ConvStack(config, rngs=rngs)
+        self.lstm = _bilstm(config.fc_units, config, rngs) if recurrent else None
+        width = 2 * config.lstm_units if recurrent else config.fc_units
+        self.out = _linear(width, config.num_pitches, config, rngs)
+
+    def __call__(
+        self,
+        features: Float[Array, "B T F"],
+        *,
+        mask: Bool[Array, "B T"] | None,
+        train: bool,
+        key: Key | None,
+    ) -> Float[Array, "B T P"]:
+        x = self.stack(features, mask=mask, train=train, key=key)
+        if self.lstm is not None:
+            x = self.lstm(x, mask)
+        return self.out(x).astype(jnp.float32)
+
+
+def _bilstm(width: int, config: OnsetsFramesConfig, rngs: nnx.Rngs) -> BiLSTM:
+    return BiLSTM(
+        width,
+        config.lstm_units,
+        two_biases=config.lstm_biases == 2,
+        policy=config.policy,
+        rngs=rngs,
+    )
+
+
+class OnsetsFrames(nnx.Module):
+    """The network: features to onset, offset, activation, frame and velocity for every pitch."""
+
+    context_s: ClassVar[float] = 2.0  # sound further away than this hardly changes a frame
+
+    def __init__(self, config: OnsetsFramesConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.onset = Detector(config, recurrent=True, rngs=rngs)
+        self.offset = (
+            Detector(config, recurrent=True, rngs=rngs) if "offset" in config.heads else None
+        )
+        self.activation = Detector(config, recurrent=False, rngs=rngs)
+        self.frame_lstm = _bilstm(len(config.heads) * config.num_pitches, config, rngs)
+        self.frame_out = _linear(2 * config.lstm_units, config.num_pitches, config, rngs)
+        self.velocity = Detector(config, recurrent=False, rngs=rngs)
+
+    def __call__(
+        self,
+        features: Float[Array, "B T F"],
+        *,
+        mask: Bool[Array, "B T"] | None = None,
+        train: bool = False,
+        key: Key | None = None,
+    ) -> OnsetsFramesOutput:
+        """Logits for a batch of spectrograms.
+
+        mask is True at frames that exist; what lies elsewhere changes nothing that is returned
+        for them. With `train`, batch statistics are used and updated, and `key` drives dropout.
+        """
+        keys = [None] * 4 if key is None or not train else jax.random.split(key, 4)
+        options = {"mask": mask, "train": train}
+        precision = self.config.policy.matmul_precision
+        with jax.default_matmul_precision(None if precision == "default" else precision):
+            logits = {
+                "onset": self.onset(features, key=keys[0], **options),
+                "activation": self.activation(features, key=keys[1], **options),
+            }
+            if self.offset is not None:
+                logits["offset"] = self.offset(features, key=keys[2], **options)
+            frame = self._frame(logits, mask)
+            velocity = self.velocity(features, key=keys[3], **options)
+        return OnsetsFramesOutput(
+            onset=logits["onset"],
+            offset=logits.get("offset"),
+            activation=logits["activation"],
+            frame=frame,
+            velocity=velocity,
+        )
+
+    def _frame(
+        self, logits: Mapping[str, Float[Array, "B T P"]], mask: Bool[Array, "B T"] | None
+    ) -> Float[Array, "B T P"]:
+        probabilities = []
+        for name in self.config.heads:
+            p = jax.nn.sigmoid(logits[name])
+            stopped = self.config.stop_gradient and name != "activation"
+            probabilities.append(jax.lax.stop_gradient(p) if stopped else p)
+        x = self.frame_lstm(jnp.concatenate(probabilities, axis=-1), mask)
+        return self.frame_out(x).astype(jnp.float32)
+
+    def activations(
+        self, audio: Float[Array, "B N"], *, frames: Int[Array, "B"] | None = None
+    ) -> dict[str, Float[Array, "B T P"]]:
+        """What was heard, from samples at the front-end's rate: the input of `decode`.
+
+        frames: how many frames of each item are sound rather than padding (all if None).
+        Returns onset, offset and frame probabilities and velocity, all 0..1, float32.
+        """
+        features = spectrogram(audio, self.config.frontend)
+        mask = None
+        if frames is not None:
+            mask = jnp.arange(features.shape[1]) < frames[:, None]
+        out = self(features, mask=mask)
+        heard = {
+            "onset": jax.nn.sigmoid(out.onset),
+            "frame": jax.nn.sigmoid(out.frame),
+            "velocity": jnp.clip(out.velocity, 0.0, 1.0),
+        }
+        if out.offset is not None:
+            heard["offset"] = jax.nn.sigmoid(out.offset)
+        return heard
+
+
+# Labels -------------------------------------------------------------------------------------
+
+
+def targets(
+    notes: Notes, start_s: float, num_samples: int, config: OnsetsFramesConfig
+) -> dict[str, np.ndarray]:
+    """Labels (T, P) of the clip that starts at `start_s` and has `num_samples` samples.
+
+    The sustain pedal is applied first (`notes.sustained()`). onset, offset and frame are uint8
+    0/1; velocity is float32, 0..1, given where a note sounds. With `frame_weight`, the weights of
+    the frame loss come too. Conventions: `labels="frame"` is the PyTorch port's (an onset is the
+    nearest frame; of two notes that meet in a cell the later one wins; velocity / 128);
+    `labels="32ms"` is Magenta's (every frame touched by the first 32 ms; velocity / the largest).
+    """
+    frontend = config.frontend
+    count = num_frames(num_samples, frontend)
+    notes = notes.sustained().sorted()
+    pitch = np.asarray(notes.pitch, np.int64) - config.min_pitch
+    on = (np.asarray(notes.onset_s) - start_s) * frontend.sample_rate / frontend.hop_length
+    off = (np.asarray(notes.offset_s) - start_s) * frontend.sample_rate / frontend.hop_length
+    velocity = np.asarray(notes.velocity, np.float32)
+    in_reach = (pitch >= 0) & (pitch < config.num_pitches) & (off > -2) & (on < count + 1)
+    largest = max(float(velocity.max(initial=0)), 1.0)
+    pitch, on, off, velocity = (a[in_reach] for a in (pitch, on, off, velocity))
+    shape = (count, config.num_pitches)
+    if config.labels == "frame":
+        return _labels_of_port(shape, pitch, on, off, velocity / 128)
+    frames_32ms = 0.032 * frontend.sample_rate / frontend.hop_length
+    return _labels_of_magenta(
+        shape, pitch, on, off, velocity / largest, frames_32ms, config.frame_weight
+    )
+
+
+def _fill(
+    roll: np.ndarray, pitch: np.ndarray, start: np.ndarray, stop: np.ndarray, value: Any
+) -> None:
+    """roll[start:stop, pitch] = value for every note in turn, clipped to the roll, in one write.
+
+    value is a scalar or one per note. Where notes overlap the last one stays.
+    """
+    start, stop = np.clip(start, 0, len(roll)), np.clip(stop, 0, len(roll))
+    lengths = np.maximum(stop - start, 0)
+    first = np.repeat(start - np.cumsum(lengths) + lengths, lengths)
+    rows = first + np.arange(lengths.sum())
+    values = np.repeat(value, lengths) if np.ndim(value) else value
+    roll[rows, np.repeat(pitch, lengths)] = values
+
+
+def _labels_of_port(
+    shape: tuple[int, int],
+    pitch: np.ndarray,
+    on: np.ndarray,
+    off: np.ndarray,
+    velocity: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """Each note writes onset, sustain, offset in turn over what earlier notes wrote."""
+    left, right = np.rint(on).astype(int), np.rint(off).astype(int)
+    pieces = [(left, left + 1, 3), (left + 1, right, 2), (right, right + 1, 1)]
+    starts, stops = (np.stack([p[i] for p in pieces], axis=1).ravel() for i in (0, 1))
+    codes = np.tile([piece[2] for piece in pieces], len(pitch))
+    state = np.zeros(shape, np.uint8)
+    _fill(state, np.repeat(pitch, 3), starts, stops, codes)
+    strength = np.zeros(shape, np.float32)
+    _fill(strength, pitch, left, np.maximum(right, left + 1), velocity)
+    return {
+        "onset": (state == 3).astype(np.uint8),
+        "offset": (state == 1).astype(np.uint8),
+        "frame": (state > 1).astype(np.uint8),
+        "velocity": strength,
+    }
+
+
+def _labels_of_magenta(
+    shape: tuple[int, int],
+    pitch: np.ndarray,
+    on: np.ndarray,
+    off: np.ndarray,
+    velocity: np.ndarray,
+    length: float,
+    frame_weight: float,
+) -> dict[str, np.ndarray]:
+    """Every frame that an interval touches is labelled; an interval touches at least one."""
+
+    def touched(start: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        first = np.floor(start).astype(int)
+        return first, np.maximum(first + 1, np.ceil(stop).astype(int))
+
+    def roll(interval: tuple[np.ndarray, np.ndarray], value: Any, dtype: type) -> np.ndarray:
+        out = np.zeros(shape, dtype)
+        _fill(out, pitch, *interval, value)
+        return out
+
+    onset, sounding = touched(on, np.minimum(off, on + length)), touched(on, off)
+    labels = {
+        "onset": roll(onset, 1, np.uint8),
+        "offset": roll(touched(off, off + length), 1, np.uint8),
+        "frame": roll(sounding, 1, np.uint8),
+        "velocity": roll(sounding, velocity, np.float32),
+    }
+    if frame_weight != 1:
+        end_of_onset = roll(sounding, onset[1].astype(np.float32), np.float32)
+        since = np.arange(1, shape[0] + 1)[:, None] - end_of_onset
+        weight = np.where(since > 0, frame_weight / np.maximum(since, 1), frame_weight)
+        labels["frame_weight"] = np.where(labels["frame"] > 0, weight, 1).astype(np.float32)
+    return labels
+
+
+# Loss ---------------------------------------------------------------------------------------
+
+
+def _cross_entropy(
+    logits: Float[Array, "B T P"], label: Array, positive_weight: float = 1.0
+) -> Float[Array, "B T P"]:
+    """Binary cross-entropy per cell, from logits, with a weight on the cells labelled 1."""
+    label = label.astype(jnp.float32)
+    positive = positive_weight * label * jax.nn.softplus(-logits)
+    return positive + (1 - label) * jax.nn.softplus(logits)
+
+
+def loss(
+    model: OnsetsFrames, batch: Mapping[str, Array], *, key: Key | None, train: bool = True
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """The sum of the heads' losses on a batch, and each of them. float32.
+
+    batch: audio (B, N) float32 in -1..1 or int16, the labels of `targets` stacked (B, T, P), and
+    optionally mask (B, T), True at frames that count. Onset, offset and frame: mean binary
+    cross-entropy. Velocity: squared error at onsets, over the number of onsets (PyTorch port) or
+    summed over pitches and averaged over frames (Magenta).
+    """
+    config, audio = model.config, batch["audio"]
+    if audio.dtype == jnp.int16:
+        audio = audio.astype(jnp.float32) / 32768.0
+    mask = batch.get("mask")
+    out = model(spectrogram(audio, config.frontend), mask=mask, train=train, key=key)
+    if batch["onset"].shape != out.onset.shape:
+        raise AudioError(
+            f"labels have shape {batch['onset'].shape} but {batch['audio'].shape[-1]} samples "
+            f"give {out.onset.shape}; make them with targets(notes, start_s, num_samples, config)."
+        )
+
+    def mean(cells: jax.Array) -> jax.Array:
+        if mask is None:
+            return cells.mean()
+        seen = jnp.broadcast_to(mask[..., None], cells.shape)
+        return jnp.where(seen, cells, 0).sum() / jnp.maximum(seen.sum(), 1)
+
+    frame = _cross_entropy(out.frame, batch["frame"])
+    if "frame_weight" in batch:
+        frame = frame * batch["frame_weight"]
+    parts = {
+        "onset": mean(_cross_entropy(out.onset, batch["onset"], config.onset_weight)),
+        "frame": mean(frame),
+    }
+    if out.offset is not None:
+        parts["offset"] = mean(_cross_entropy(out.offset, batch["offset"]))
+    at_onset = batch["onset"].astype(jnp.float32)
+    if mask is not None:
+        at_onset = jnp.where(mask[..., None], at_onset, 0)
+    squared = at_onset * (batch["velocity"].astype(jnp.float32) - out.velocity) ** 2
+    if config.velocity_loss == "per_onset":
+        parts["velocity"] = squared.sum() / jnp.maximum(at_onset.sum(), 1)
+    else:
+        parts["velocity"] = mean(squared) * config.num_pitches
+    return sum(parts.values()), parts
+
+
+# Decoding -----------------------------------------------------------------------------------
+
+
+def decode(
+    activations: Mapping[str, np.ndarray],
+    config: OnsetsFramesConfig,
+    *,
+    onset_threshold: float = 0.5,
+    frame_threshold: float = 0.5,
+    offset_threshold: float | None = None,
+    split_reonsets: bool = False,
+    velocity_at: Literal["mean", "onset"] = "mean",
+    min_duration_s: float = 0.0,
+) -> Notes:
+    """Notes from activations (T, P): `onset`, `frame`, and `velocity` and `offset` if there.
+
+    A note starts where the onset roll rises above its threshold and lasts while onset or frame
+    is on. A second onset inside it starts a second note that ends with it (the PyTorch port), or
+    with `split_reonsets` also ends the first (Magenta). With `offset_threshold`, a note also ends
+    where the offset roll rises, which no published form does by default. Velocity is the mean
+    over the onset frames of the note (port) or the value where it starts (Magenta). Notes shorter
+    than `min_duration_s` are left out. No loop over frames or pitches.
+    """
+    onset = np.asarray(activations["onset"]) > onset_threshold
+    frame = np.asarray(activations["frame"]) > frame_threshold
+    count, pitches = onset.shape
+    rise = onset & ~np.pad(onset, ((1, 0), (0, 0)))[:-1]
+    ends = ~(onset | frame)
+    if offset_threshold is not None and "offset" in activations:
+        offset = np.asarray(activations["offset"]) > offset_threshold
+        ends |= offset & ~np.pad(offset, ((1, 0), (0, 0)))[:-1] & ~onset
+    if split_reonsets:
+        ends |= rise
+    # next_end[t]: the first frame >= t that ends a note; a note that starts at t asks t + 1.
+    steps = np.where(ends, np.arange(count)[:, None], count)
+    next_end = np.minimum.accumulate(steps[::-1], axis=0)[::-1]
+    next_end = np.concatenate([next_end, np.full((1, pitches), count)])
+    start, pitch = np.nonzero(rise)
+    stop = next_end[start + 1, pitch]
+    strength = _velocity(activations.get("velocity"), onset, start, stop, pitch, velocity_at)
+    midi = np.clip(strength * config.velocity_scale + config.velocity_bias, 1, 127)
+    hop_s = config.frontend.hop_length / config.frontend.sample_rate
+    keep = (stop - start) * hop_s >= min_duration_s
+    return Notes.from_arrays(
+        onset_s=start[keep] * hop_s,
+        offset_s=stop[keep] * hop_s,
+        pitch=pitch[keep] + config.min_pitch,
+        velocity=midi[keep].astype(np.uint8),
+    )
+
+
+def _velocity(
+    velocity: np.ndarray | None,
+    onset: np.ndarray,
+    start: np.ndarray,
+    stop: np.ndarray,
+    pitch: np.ndarray,
+    at: str,
+) -> np.ndarray:
+    """Strength 0..1 of each note; without a velocity roll, that of MIDI velocity 64."""
+    if velocity is None:
+        return np.full(len(start), 0.5)
+    velocity = np.clip(np.asarray(velocity, np.float64), 0.0, 1.0)
+    if at == "onset":
+        return velocity[start, pitch]
+    zero = np.zeros((1, onset.shape[1]))
+    total = np.concatenate([zero, np.cumsum(velocity * onset, axis=0)])
+    number = np.concatenate([zero, np.cumsum(onset, axis=0)])
+    return (total[stop, pitch] - total[start, pitch]) / (number[stop, pitch] - number[start, pitch])

@@ -1,0 +1,178 @@
+"""Recurrent layers by `lax.scan`: LSTM in one or both directions.
+
+The input is projected for all frames in one matrix product before the scan; the scan holds only
+the recurrent product. Its gradient is written by hand: the backward scan returns the gradient at
+the gates, and the weight gradient is one product over all frames after it, where differentiating
+the scan would add a whole weight matrix to the carry at every frame.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from musicjax.types import Policy
+
+
+def _activate(z: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Gates i, f, g, o (PyTorch's order) from their pre-activations."""
+    i, f, g, o = jnp.split(z, 4, axis=-1)
+    return jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)
+
+
+def _recur(h: jax.Array, kernel: jax.Array) -> jax.Array:
+    """(K, B, H) by (K, H, 4H) in float32 accumulation."""
+    return jnp.einsum(
+        "kbh,khg->kbg", h.astype(kernel.dtype), kernel, preferred_element_type=jnp.float32
+    )
+
+
+def _run(gates: jax.Array, kernel: jax.Array, keep: jax.Array | None, save: bool) -> tuple:
+    """Scan over frames. Returns outputs, and with `save` also (cells, activated gates)."""
+    _, k, b, four_h = gates.shape
+    zeros = jnp.zeros((k, b, four_h // 4), jnp.float32)
+
+    def step(carry: tuple, xs: tuple) -> tuple:
+        h, c = carry
+        x, kept = xs
+        i, f, g, o = _activate(x.astype(jnp.float32) + _recur(h, kernel))
+        new_c = f * c + i * g
+        new_h = o * jnp.tanh(new_c)
+        if kept is not None:
+            new_c = jnp.where(kept, new_c, c)
+            new_h = jnp.where(kept, new_h, h)
+        out = new_h.astype(gates.dtype)
+        saved = (new_c, jnp.concatenate([i, f, g, o], axis=-1)) if save else None
+        return (new_h, new_c), (out, saved)
+
+    _, (outputs, saved) = jax.lax.scan(step, (zeros, zeros), (gates, keep))
+    return outputs, saved
+
+
+@jax.custom_vjp
+def lstm(
+    gates: Float[Array, "T K B G"],
+    kernel: Float[Array, "K H G"],
+    keep: Bool[Array, "T K B 1"] | None,
+) -> Float[Array, "T K B H"]:
+    """K independent LSTMs over projected inputs, from zero state.
+
+    `gates` holds the input's share of the pre-activations, bias included, in the order i, f, g, o
+    (G = 4H). Where `keep` is False the state passes through unchanged. The state is float32.
+    """
+    return _run(gates, kernel, keep, save=False)[0]
+
+
+def _lstm_fwd(gates: jax.Array, kernel: jax.Array, keep: jax.Array | None) -> tuple:
+    outputs, (cells, activated) = _run(gates, kernel, keep, save=True)
+    return outputs, (outputs, cells, activated, kernel, keep)
+
+
+def _lstm_bwd(residuals: tuple, d_outputs: jax.Array) -> tuple:
+    outputs, cells, activated, kernel, keep = residuals
+    previous_cells = jnp.concatenate([jnp.zeros_like(cells[:1]), cells[:-1]])
+    kernel_t = kernel.swapaxes(1, 2)
+
+    def step(carry: tuple, xs: tuple) -> tuple:
+        dh, dc = carry
+        d_out, c, c_before, gates, kept = xs
+        dh = dh + d_out.astype(jnp.float32)
+        i, f, g, o = jnp.split(gates, 4, axis=-1)
+        tanh_c = jnp.tanh(c)
+        new_dc = dc + dh * o * (1 - tanh_c**2)
+        dz = jnp.concatenate(
+            [
+                new_dc * g * i * (1 - i),
+                new_dc * c_before * f * (1 - f),
+                new_dc * i * (1 - g**2),
+                dh * tanh_c * o * (1 - o),
+            ],
+            axis=-1,
+        )
+        new_dc = new_dc * f
+        if kept is not None:
+            dz = jnp.where(kept, dz, 0)
+            new_dc = jnp.where(kept, new_dc, dc)
+        new_dh = _recur(dz, kernel_t)
+        if kept is not None:
+            new_dh = jnp.where(kept, new_dh, dh)
+        return (new_dh, new_dc), dz.astype(d_outputs.dtype)
+
+    zeros = jnp.zeros(cells.shape[1:], jnp.float32)
+    xs = (d_outputs, cells, previous_cells, activated, keep)
+    _, dz = jax.lax.scan(step, (zeros, zeros), xs, reverse=True)
+    d_kernel = jnp.einsum("tkbh,tkbg->khg", outputs[:-1], dz[1:])
+    return dz, d_kernel.astype(kernel.dtype), None
+
+
+lstm.defvjp(_lstm_fwd, _lstm_bwd)
+
+
+class LSTMWeights(nnx.Module):
+    """Weights of one direction: input_kernel (D, 4H), recurrent_kernel (H, 4H), bias (4H,).
+
+    PyTorch and cuDNN keep a second bias that is always added to the first; `two_biases` keeps it
+    too (`recurrent_bias`), so that such checkpoints correspond one to one.
+    """
+
+    def __init__(
+        self, width: int, units: int, *, two_biases: bool, policy: Policy, rngs: nnx.Rngs
+    ):
+        def draw(*shape: int) -> nnx.Param:  # PyTorch's rule: uniform within 1 / sqrt(units)
+            bound = units**-0.5
+            value = jax.random.uniform(rngs.params(), shape, policy.param, -bound, bound)
+            return nnx.Param(value)
+
+        self.input_kernel = draw(width, 4 * units)
+        self.recurrent_kernel = draw(units, 4 * units)
+        self.bias = draw(4 * units)
+        self.recurrent_bias = draw(4 * units) if two_biases else None
+
+    def project(self, x: Float[Array, "B T D"]) -> Float[Array, "B T G"]:
+        """The input's share of the gates, biases included."""
+        bias = self.bias[...]
+        if self.recurrent_bias is not None:
+            bias = bias + self.recurrent_bias[...]
+        return x @ self.input_kernel[...].astype(x.dtype) + bias.astype(x.dtype)
+
+
+class BiLSTM(nnx.Module):
+    """Bidirectional LSTM; both directions run side by side in one scan.
+
+    Inputs: x (B, T, D), mask (B, T) True at frames that exist. Output: (B, T, 2H), forward then
+    backward; zero at masked frames, and elsewhere the same as if the masked frames were cut off.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        units: int,
+        *,
+        two_biases: bool = False,
+        policy: Policy = Policy(),  # noqa: B008 - frozen
+        rngs: nnx.Rngs,
+    ):
+        make = {"two_biases": two_biases, "policy": policy, "rngs": rngs}
+        self.forward = LSTMWeights(width, units, **make)
+        self.backward = LSTMWeights(width, units, **make)
+        self.dtype = policy.compute
+
+    def __call__(
+        self, x: Float[Array, "B T D"], mask: Bool[Array, "B T"] | None = None
+    ) -> Float[Array, "B T H2"]:
+        x = x.astype(self.dtype)
+        gates = jnp.stack(
+            [
+                self.forward.project(x).swapaxes(0, 1),
+                self.backward.project(x).swapaxes(0, 1)[::-1],
+            ],
+            axis=1,
+        )  # (T, 2, B, 4H)
+        kernels = [self.forward.recurrent_kernel[...], self.backward.recurrent_kernel[...]]
+        keep = None
+        if mask is not None:
+            frames_first = mask.T[..., None]
+            keep = jnp.stack([frames_first, frames_first[::-1]], axis=1)
+        h = lstm(gates, jnp.stack(kernels).astype(self.dtype), keep)
+        y = jnp.concatenate([h[:, 0], h[::-1, 1]], axis=-1).swapaxes(0, 1)
+        return y if mask is None else jnp.where(mask[..., None], y, 0)
