@@ -101,10 +101,10 @@ def locked(path: Path) -> Iterator[None]:
         yield
         return
     try:
-        file = open(path, "ab")
+        path.touch()
     except OSError as error:
         raise no_room(path, error) from error
-    with file:
+    with path.open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         try:
             yield

@@ -1,0 +1,21 @@
+"""How a task is run: recordings of any length, many files, devices and the compile cache."""
+
+from musicjax.infer.devices import find_device, keep_compiled
+from musicjax.infer.long import Layout, Runner, Window, layout, stitch, windows
+from musicjax.infer.recordings import Heard, Recording, as_recording, hear, sample_blocks
+
+__all__ = [
+    "Heard",
+    "Layout",
+    "Recording",
+    "Runner",
+    "Window",
+    "as_recording",
+    "find_device",
+    "hear",
+    "keep_compiled",
+    "layout",
+    "sample_blocks",
+    "stitch",
+    "windows",
+]

@@ -1,0 +1,135 @@
+"""Recordings as they are handed in (paths, file objects, arrays) and what was heard in each."""
+
+import collections
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import numpy as np
+import soxr
+
+from musicjax.audio import Audio, blocks, check_samples
+from musicjax.errors import AudioError
+from musicjax.infer.long import Runner, Window, stitch, windows
+
+Recording = str | os.PathLike[str] | BinaryIO | Audio
+
+BLOCK_S = 60.0  # seconds read at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Heard:
+    """One recording's activations, name -> (T, ...) float16, or the error that stopped it."""
+
+    index: int  # place among the recordings handed in
+    activations: dict[str, np.ndarray]
+    duration_s: float
+    error: Exception | None = None
+
+
+def as_recording(
+    source: Recording | np.ndarray | tuple[np.ndarray, int], sample_rate: int | None = None
+) -> Recording:
+    """A path, a file object or an `Audio`; arrays get their sample rate, integers become floats.
+
+    Arrays are (N,) or (C, N). Raises AudioError for an array without a rate, NaN or Inf samples,
+    no samples, or samples in another layout.
+    """
+    if isinstance(source, tuple) and len(source) == 2:
+        source, sample_rate = source
+    if isinstance(source, Audio):
+        samples, sample_rate = source.samples, source.sample_rate
+    elif isinstance(source, str | os.PathLike) or hasattr(source, "read"):
+        return source
+    else:
+        samples = np.asarray(source)
+    if sample_rate is None:
+        raise AudioError(
+            f"audio is an array of shape {samples.shape} without a sample rate; give it as "
+            "sample_rate=…, in Hz."
+        )
+    if samples.dtype in (np.int16, np.int32):
+        samples = samples / np.float32(-np.iinfo(samples.dtype).min)
+    check_samples(samples, int(sample_rate))
+    return Audio(samples, int(sample_rate))
+
+
+def sample_blocks(recording: Recording, sample_rate: int) -> Iterator[np.ndarray]:
+    """Mono float32 blocks of about a minute at `sample_rate`, in bounded memory."""
+    if not isinstance(recording, Audio):
+        yield from blocks(recording, sample_rate, BLOCK_S)
+        return
+    own, size = recording.sample_rate, round(BLOCK_S * recording.sample_rate)
+    resampler = soxr.ResampleStream(own, sample_rate, 1, dtype="float32", quality="HQ")
+    for start in range(0, recording.samples.shape[-1], size):
+        block = recording.samples[..., start : start + size]
+        block = block.mean(axis=0) if block.ndim == 2 else block
+        last = start + size >= recording.samples.shape[-1]
+        block = block.astype(np.float32)
+        yield block if own == sample_rate else resampler.resample_chunk(block, last=last)
+
+
+class _Reading:
+    """Reads recordings one after the other, and remembers how long each was or why it failed."""
+
+    def __init__(self, recordings: Iterable[Recording], sample_rate: int, runner: Runner) -> None:
+        self.recordings = recordings
+        self.sample_rate = sample_rate
+        self.layout = runner.layout
+        self.samples: dict[int, int] = collections.defaultdict(int)
+        self.failures: dict[int, Exception] = {}
+
+    def windows(self) -> Iterator[tuple[int, Window]]:
+        """The windows of all recordings; one that cannot be read (on) stops giving windows."""
+        for index, recording in enumerate(self.recordings):
+            try:
+                for window in windows(self._counted(index, recording), self.layout):
+                    yield index, window
+            except Exception as error:  # one bad file must not stop the others: it is reported
+                self.failures[index] = error
+
+    def _counted(self, index: int, recording: Recording) -> Iterator[np.ndarray]:
+        for block in sample_blocks(recording, self.sample_rate):
+            self.samples[index] += len(block)
+            yield block
+        if not self.samples[index]:
+            raise AudioError(f"recording {index + 1} holds no samples; give a longer one.")
+
+
+def hear(
+    runner: Runner,
+    recordings: Iterable[Recording],
+    sample_rate: int,
+    progress: Callable[[int, float], None] | None = None,
+) -> Iterator[Heard]:
+    """What a model hears in each recording, in their order and as soon as each is complete.
+
+    Windows of several recordings share batches, so short ones are as fast as one long one. A
+    recording that cannot be read gives a `Heard` with its error, and the others go on.
+    `progress` is called with the recording's place and the seconds of it that are done.
+    """
+    reading = _Reading(recordings, sample_rate, runner)
+    pieces: dict[int, list[dict[str, np.ndarray]]] = collections.defaultdict(list)
+    turn = 0  # the recording whose result comes next
+
+    def failed() -> Iterator[Heard]:
+        nonlocal turn
+        while turn in reading.failures:
+            pieces.pop(turn, None)
+            yield Heard(turn, {}, reading.samples[turn] / sample_rate, reading.failures[turn])
+            turn += 1
+
+    for index, window, found in runner.run(reading.windows()):
+        yield from failed()
+        if index in reading.failures:
+            continue
+        pieces[index].append(found)
+        duration_s = reading.samples[index] / sample_rate
+        if progress is not None:
+            done_s = (window.first_frame + window.keep.stop) * runner.layout.hop / sample_rate
+            progress(index, min(done_s, duration_s))
+        if window.is_last:
+            yield Heard(index, stitch(pieces.pop(index)), duration_s)
+            turn += 1
+    yield from failed()

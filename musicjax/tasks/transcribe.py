@@ -1,0 +1,314 @@
+"""Transcription: from a recording to the notes that were played."""
+
+import base64
+import difflib
+import html
+import inspect
+import io
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
+
+import jax
+import numpy as np
+
+from musicjax.audio import Audio
+from musicjax.errors import AudioError, ConfigError, DataError, OutputError
+from musicjax.hub import LoadedModel
+from musicjax.infer import Heard, Recording, Runner, as_recording, hear, layout, sample_blocks
+from musicjax.notes import Notes
+from musicjax.registry import System
+
+if TYPE_CHECKING:
+    from musicjax.data.records import Example
+
+Source = Recording | np.ndarray | tuple[np.ndarray, int]
+
+# A window of 14 s keeps 10 s after 2 s of context at both ends; three of them hear half a minute.
+WINDOW_S = 14.0
+CPU_BATCH = 3
+GPU_BATCH = 32
+
+
+@dataclass(frozen=True, eq=False)
+class Transcription:
+    """What was played in a recording, and how sure the model was of it.
+
+    notes        onsets and offsets in seconds from the start of the recording
+    activations  name -> (T, P) float16 in [0, 1], one frame each 1 / frames_per_s seconds
+    duration_s   of the recording
+    model        name of the model that listened
+    audio        the recording as it was handed in, for `plot`; None when it was a file object
+    """
+
+    notes: Notes
+    activations: Mapping[str, np.ndarray]
+    frames_per_s: float
+    duration_s: float
+    model: str
+    audio: str | os.PathLike[str] | Audio | None = field(default=None, repr=False)
+
+    FORMATS: ClassVar[tuple[str, ...]] = (".mid", ".midi", ".csv", ".json", ".png", ".pdf", ".svg")
+
+    def to_midi(self, path: str | os.PathLike[str]) -> Path:
+        """Write a standard MIDI file; its path."""
+        from musicjax.notes import write_midi
+
+        write_midi(self.notes, path)
+        return Path(path)
+
+    def to_csv(self, path: str | os.PathLike[str]) -> Path:
+        """Write one row a note: onset, offset, pitch, velocity; its path."""
+        from musicjax.notes import write_csv
+
+        write_csv(self.notes, path)
+        return Path(path)
+
+    def to_json(self, path: str | os.PathLike[str]) -> Path:
+        """Write the notes as JSON; its path."""
+        from musicjax.notes import write_json
+
+        write_json(self.notes, path)
+        return Path(path)
+
+    def to_note_sequence(self) -> Any:
+        """The notes as a note-seq NoteSequence."""
+        from musicjax.notes import to_note_sequence
+
+        return to_note_sequence(self.notes)
+
+    def write(self, path: str | os.PathLike[str]) -> Path:
+        """Write the form that the path's ending asks for: MIDI, CSV, JSON or a picture."""
+        suffix = Path(path).suffix.lower()
+        if suffix in (".mid", ".midi"):
+            return self.to_midi(path)
+        if suffix == ".csv":
+            return self.to_csv(path)
+        if suffix == ".json":
+            return self.to_json(path)
+        if suffix in self.FORMATS:
+            self.plot(path)
+            return Path(path)
+        raise OutputError(
+            f"cannot write {path}: {suffix or 'no ending'} is not a known form; give a file "
+            f"ending in {', '.join(self.FORMATS)}."
+        )
+
+    def plot(
+        self,
+        path: str | os.PathLike[str] | BinaryIO | None = None,
+        *,
+        start_s: float = 0.0,
+        end_s: float | None = None,
+    ) -> Any:
+        """Draw the notes over the spectrogram of what was heard; matplotlib's figure.
+
+        `start_s` and `end_s` choose a part. With `path` the picture is also written there. Without
+        the audio (it was a file object, or is no longer there) the notes stand alone.
+        """
+        from musicjax.plots import plot_piano_roll
+
+        end_s = self.duration_s if end_s is None else min(end_s, self.duration_s)
+        return plot_piano_roll(
+            self.notes, audio=self._samples(start_s, end_s), path=path, start_s=start_s, end_s=end_s
+        )
+
+    def _samples(self, start_s: float, end_s: float) -> Audio | None:
+        """The part of the recording to be drawn, mono at 16 kHz."""
+        if self.audio is None:
+            return None
+        rate = 16000
+        pieces, there = [], 0
+        try:
+            for block in sample_blocks(self.audio, rate):
+                low, high = round(start_s * rate) - there, round(end_s * rate) - there
+                pieces.append(block[max(low, 0) : max(high, 0)])
+                there += len(block)
+                if there >= end_s * rate:
+                    break
+        except AudioError:
+            return None
+        return Audio(np.concatenate(pieces), rate) if pieces else None
+
+    def __repr__(self) -> str:
+        return (
+            f"Transcription({len(self.notes)} notes in {_clock(self.duration_s)}, "
+            f"{_pitch_range(self.notes)}, by {self.model})"
+        )
+
+    def _repr_html_(self) -> str:
+        """A summary and the piano roll of the first minute, for a notebook."""
+        picture = io.BytesIO()
+        self.plot(picture, end_s=60.0)
+        data = base64.b64encode(picture.getvalue()).decode("ascii")
+        summary = html.escape(repr(self)[len("Transcription(") : -1])
+        return f'<p>{summary}</p><img alt="piano roll" src="data:image/png;base64,{data}"/>'
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(seconds, 60)
+    return f"{minutes:.0f} min {rest:.0f} s" if minutes else f"{rest:.1f} s"
+
+
+def _pitch_range(notes: Notes) -> str:
+    if not len(notes):
+        return "silence"
+    names = ("C", "C♯", "D", "E♭", "E", "F", "F♯", "G", "A♭", "A", "B♭", "B")
+    low, high = (f"{names[p % 12]}{p // 12 - 1}" for p in (notes.pitch.min(), notes.pitch.max()))
+    return f"{low} to {high}"
+
+
+class Transcriber:
+    """A transcription model ready to listen.
+
+    The system's model has `config.frontend` (rate and hop), `context_s` (seconds of sound on each
+    side that a frame needs) and `activations(audio (B, N), frames=(B,)) -> {name: (B, T, …)}`,
+    where `frames` tells how many frames of each item are sound and not padding.
+
+    Args:
+      loaded: from `musicjax.hub.load_model`.
+      window_s: seconds computed as one piece, context included.
+      batch_size: pieces computed at once; more are faster on a GPU and take more memory.
+      device: where to compute; None takes jax's default.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        *,
+        window_s: float | None = None,
+        batch_size: int | None = None,
+        device: jax.Device | None = None,
+    ) -> None:
+        self.name, self.card, self.system = loaded.name, loaded.card, loaded.system
+        self.config = loaded.config
+        frontend = loaded.config.frontend
+        self.sample_rate: int = frontend.sample_rate
+        self.frames_per_s: float = frontend.sample_rate / frontend.hop_length
+        on_cpu = (device or jax.devices()[0]).platform == "cpu"
+        plan = layout(
+            frontend.sample_rate,
+            frontend.hop_length,
+            context_s=getattr(loaded.model, "context_s", 2.0),
+            window_s=window_s or WINDOW_S,
+            batch_size=batch_size or (CPU_BATCH if on_cpu else GPU_BATCH),
+        )
+        self.runner = Runner(loaded.model, plan, device=device)
+        self._decode = loaded.system.resolve("decode")
+
+    def transcribe(
+        self, source: Source, sample_rate: int | None = None, **options: Any
+    ) -> Transcription:
+        """The notes of one recording of any length.
+
+        `source` is a path, a binary file object, an `Audio`, or an array (N,) or (C, N) with its
+        `sample_rate`. `options` go to the system's decoding, e.g. onset_threshold=0.4. Raises
+        AudioError for what is not audio, ConfigError for an unknown option.
+        """
+        (result,) = self.transcribe_many([as_recording(source, sample_rate)], **options)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def activations(self, source: Source, sample_rate: int | None = None) -> dict[str, np.ndarray]:
+        """What the network says of every frame, before decoding: name -> (T, P) float16."""
+        (heard,) = hear(self.runner, [as_recording(source, sample_rate)], self.sample_rate)
+        if heard.error is not None:
+            raise heard.error
+        return heard.activations
+
+    def transcribe_many(
+        self,
+        sources: Iterable[Recording],
+        *,
+        progress: Callable[[int, float], None] | None = None,
+        **options: Any,
+    ) -> Iterator[Transcription | Exception]:
+        """The notes of many recordings, each as soon as it is done, in the order given.
+
+        Recordings share batches. One that cannot be read gives its error in place of its notes,
+        and the others go on. `progress` gets the recording's place and the seconds that are done.
+        """
+        self.check_options(options)
+        given: dict[int, Recording] = {}
+
+        def noted() -> Iterator[Recording]:
+            for index, source in enumerate(sources):
+                given[index] = source
+                yield source
+
+        for heard in hear(self.runner, noted(), self.sample_rate, progress):
+            yield self._result(heard, given.pop(heard.index), options)
+
+    def _result(
+        self, heard: Heard, source: Recording, options: Mapping[str, Any]
+    ) -> Transcription | Exception:
+        if heard.error is not None:
+            return heard.error
+        return Transcription(
+            notes=self._decode(heard.activations, self.config, **options),
+            activations=heard.activations,
+            frames_per_s=self.frames_per_s,
+            duration_s=heard.duration_s,
+            model=self.name,
+            audio=source if isinstance(source, str | os.PathLike | Audio) else None,
+        )
+
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Raise ConfigError for a name that the system's decoding does not take."""
+        known = decode_options(self.system)
+        for name in options:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=3) or list(known)
+                raise ConfigError(
+                    f"decoding of {self.system.name} has no option {name!r}; did you mean "
+                    f"{' or '.join(near)}?"
+                )
+
+    def __repr__(self) -> str:
+        return f"Transcriber({self.name}, {self.sample_rate} Hz)"
+
+
+def decode_options(system: System) -> dict[str, inspect.Parameter]:
+    """The keyword-only parameters of a system's decoding."""
+    parameters = inspect.signature(system.resolve("decode")).parameters
+    return {n: p for n, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def evaluate(
+    transcriber: Transcriber,
+    examples: Iterable["Example"],
+    *,
+    progress: Callable[[int, float], None] | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Score a transcriber on examples: the mean over pieces of each score, and every piece's own.
+
+    References count as sounding until the sustain pedal lets go (MAESTRO's convention). Returns
+    {"pieces": number, "mean": {score: value}, "each": {id: {score: value}}}.
+    """
+    from musicjax.metrics import mean_scores, note_scores
+
+    truth: dict[int, tuple[str, Notes]] = {}
+
+    def recordings() -> Iterator[Recording]:
+        for index, example in enumerate(examples):
+            truth[index] = (example.id, example.notes.sustained())
+            yield as_recording(example.samples, example.sample_rate)
+
+    scores = {}
+    results = transcriber.transcribe_many(recordings(), progress=progress, **options)
+    for index, result in enumerate(results):
+        if isinstance(result, Exception):
+            raise result
+        name, reference = truth.pop(index)
+        scores[name] = note_scores(reference, result.notes)
+    if not scores:
+        raise DataError("there are no examples to score; check the name of the data.")
+    return {
+        "pieces": len(scores),
+        "mean": mean_scores(scores.values()).as_dict(),
+        "each": {name: score.as_dict() for name, score in scores.items()},
+    }
