@@ -1,0 +1,284 @@
+"""Batches for training: stored or freshly composed examples, cropped, augmented, labelled.
+
+The order of examples, the crops, the augmentation and the composer's music follow from
+`DataConfig.seed` and the position in the stream alone, so an iterator restored with `set_state`
+continues with the same batches, whatever the number of workers or threads.
+"""
+
+import atexit
+import functools
+import sys
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from musicjax.data.augment import AugmentConfig, augment
+from musicjax.data.records import Example, Record, RecordSource, to_float, to_int16
+from musicjax.errors import ConfigError, DataError, MissingDependencyError
+from musicjax.notes import Notes
+
+Targets = Callable[[Notes, float, int], Mapping[str, np.ndarray]]
+
+_COMPOSER = "composer:"
+_COMPOSER_EPOCH = 1024  # composed clips counted as one epoch; each epoch's clips are new
+_COMPOSER_PIANOS = 24  # modelled pianos that one stream draws from
+_PEAK = 0.95  # composed clips are turned down to it, never up: their dynamics are wanted
+_COMPOSER_EXAMPLES = 8  # how many examples "composer:" yields for validation
+_MARGIN = 0.04  # part of a clip cropped in addition, because tuning it higher shortens it
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where training and validation examples come from and how they become batches."""
+
+    train: tuple[str, ...] = ("composer:",)
+    """Folders or files of records, folders of recordings with notes beside them, or `composer:`
+    (`composer:PATH` plays through a sound font or a bank of notes)."""
+    valid: tuple[str, ...] = ("composer:",)
+    """The same, for validation; `composer:` gives a fixed handful of pieces."""
+    weights: tuple[float, ...] = ()
+    """How often to draw from each entry of `train`; empty draws in proportion to their records."""
+    clip_s: float = 10.24
+    """Length of a training clip in seconds."""
+    batch_size: int = 8
+    """Clips in a batch, over all processes together."""
+    augment: AugmentConfig | None = field(default_factory=AugmentConfig)
+    """Room, equaliser, noise, tuning and level; None leaves the audio as stored."""
+    pedal_extended: bool = True
+    """Whether a note lasts as long as the sustain pedal holds it, or until its key is released."""
+    audio_dtype: Literal["float32", "int16"] = "float32"
+    """Dtype of the batch's audio; int16 halves the transfer to the device."""
+    workers: int = 0
+    """Worker processes; 0 prepares clips in threads of this process."""
+    threads: int = 2
+    """Threads that prepare clips, in this process or in each worker."""
+    prefetch: int = 2
+    """Batches to prepare ahead."""
+    seed: int = 0
+    """Seed of order, crops, augmentation and composition."""
+
+    def __post_init__(self) -> None:
+        if not self.train:
+            raise ConfigError("data.train is empty: name a folder of records or 'composer:'.")
+        if self.weights and len(self.weights) != len(self.train):
+            raise ConfigError(
+                f"data.weights has {len(self.weights)} numbers for {len(self.train)} entries of "
+                "data.train: give one weight per entry, or none."
+            )
+        if self.clip_s <= 0 or self.batch_size < 1:
+            raise ConfigError(
+                f"data.clip_s ({self.clip_s}) and data.batch_size ({self.batch_size}) must be "
+                "positive."
+            )
+
+
+@dataclass(frozen=True)
+class _Blank:
+    """What the composer's source yields: a place in the stream that the clip's rng fills."""
+
+    bank: str
+
+
+class _ComposerSource(Sequence[_Blank]):
+    def __init__(self, bank: str) -> None:
+        self.bank = bank
+
+    def __len__(self) -> int:
+        return _COMPOSER_EPOCH
+
+    def __getitem__(self, index: Any) -> Any:
+        return _Blank(self.bank)
+
+
+@dataclass(frozen=True)
+class ClipMaker:
+    """Turns a stored record or a place for a composition into one labelled clip.
+
+    Called with the element and the generator of its place in the stream; returns
+    `{"audio": (N,), **targets}`.
+    """
+
+    config: DataConfig
+    targets: Targets
+    sample_rate: int
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in a clip."""
+        return round(self.config.clip_s * self.sample_rate)
+
+    def __call__(
+        self, element: Record | Example | _Blank, rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        margin = round(_MARGIN * self.num_samples) if self.config.augment else 0
+        if isinstance(element, _Blank):
+            seconds = (self.num_samples + margin) / self.sample_rate
+            samples, notes = _compose_clip(element.bank, rng, seconds, self.sample_rate)
+            notes = self._heard(notes)
+        else:
+            samples, notes = self._crop(element, rng, self.num_samples + margin)
+        if self.config.augment:
+            samples, notes = augment(samples, notes, self.sample_rate, rng, self.config.augment)
+        samples = _fit(samples, self.num_samples)
+        audio = samples if self.config.audio_dtype == "float32" else to_int16(samples)
+        return {"audio": audio, **self.targets(notes, 0.0, self.num_samples)}
+
+    def _crop(
+        self, element: Record | Example, rng: np.random.Generator, count: int
+    ) -> tuple[np.ndarray, Notes]:
+        if element.sample_rate != self.sample_rate:
+            raise DataError(
+                f"example {element.id!r} is stored at {element.sample_rate} Hz and the model hears "
+                f"{self.sample_rate} Hz: write the records at {self.sample_rate} Hz."
+            )
+        spare = round(element.duration_s * self.sample_rate) - self.num_samples
+        start = int(rng.integers(0, spare + 1)) if spare > 0 else 0
+        samples = to_float(element.crop(start, count))
+        start_s, end_s = start / self.sample_rate, (start + count) / self.sample_rate
+        # The pedal is resolved before the cut; a note begun before it keeps a negative onset.
+        return samples, self._heard(element.notes).slice(start_s, end_s).shift(-start_s)
+
+    def _heard(self, notes: Notes) -> Notes:
+        return notes.sustained() if self.config.pedal_extended else notes
+
+
+def _fit(samples: np.ndarray, num_samples: int) -> np.ndarray:
+    samples = np.asarray(samples[:num_samples], np.float32)
+    return np.pad(samples, (0, num_samples - len(samples)))
+
+
+@functools.lru_cache(maxsize=_COMPOSER_PIANOS)
+def _piano(number: int, sample_rate: int) -> Any:
+    from musicjax.data.synth import modelled_piano
+
+    return modelled_piano(np.random.default_rng([number, 0x9A]), sample_rate)
+
+
+def _compose_clip(
+    bank: str, rng: np.random.Generator, duration_s: float, sample_rate: int
+) -> tuple[np.ndarray, Notes]:
+    from musicjax.data.compose import compose
+
+    notes = compose(rng, duration_s)
+    if bank:
+        from musicjax.data.render import open_bank
+
+        instrument = open_bank(bank, sample_rate)
+    else:
+        instrument = _piano(int(rng.integers(_COMPOSER_PIANOS)), sample_rate)
+    samples = _fit(instrument.render(notes, sample_rate, rng), round(duration_s * sample_rate))
+    peak = float(np.abs(samples).max())
+    return samples * np.float32(min(1.0, _PEAK / max(peak, 1e-6))), notes
+
+
+def open_source(entry: str) -> Sequence[Any]:
+    """Random access to the examples that one entry of `DataConfig.train` or `.valid` names."""
+    if entry.startswith(_COMPOSER):
+        return _ComposerSource(entry.removeprefix(_COMPOSER))
+    path = Path(entry)
+    if path.is_dir() and next(path.rglob("*.array_record"), None) is None:
+        from musicjax.data.corpora import folder_source
+
+        return folder_source(path)
+    return RecordSource(path)
+
+
+def train_iterator(
+    config: DataConfig,
+    targets: Targets,
+    sample_rate: int,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Any:
+    """Endless batches `{"audio": (B, N), **targets}`, as a grain iterator.
+
+    Args:
+      targets: `(notes, start_s, num_samples) -> dict of arrays`; must be importable when
+        `config.workers` is not 0.
+      sample_rate: rate the model hears, in Hz.
+      process_index, process_count: this process's part of each batch. All processes together draw
+        the same clips as one process would; B is `config.batch_size // process_count`.
+
+    `get_state()` gives a small dict and `set_state` continues exactly there.
+    """
+    grain = _grain()
+    if config.batch_size % process_count:
+        raise ConfigError(
+            f"data.batch_size is {config.batch_size}, which {process_count} processes cannot "
+            "share equally: choose a multiple."
+        )
+    parts = [grain.MapDataset.source(open_source(entry)) for entry in config.train]
+    if config.weights:
+        parts = [p.seed(config.seed + i).shuffle().repeat() for i, p in enumerate(parts)]
+        stream = grain.MapDataset.mix(parts, weights=config.weights)
+    else:
+        stream = grain.MapDataset.concatenate(parts).seed(config.seed).shuffle().repeat()
+    stream = stream.random_map(ClipMaker(config, targets, sample_rate), seed=config.seed)
+    if process_count > 1:
+        stream = stream[process_index::process_count]
+    local_batch = config.batch_size // process_count
+    ahead = max(1, config.prefetch) * local_batch
+    reading = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=ahead)
+    clips = stream.to_iter_dataset(reading)
+    if config.workers:
+        _accept_absl_flags()
+        per_worker = max(1, -(-ahead // config.workers))
+        # Before batching, so that batches are the same for any number of workers.
+        clips = clips.mp_prefetch(
+            grain.MultiprocessingOptions(
+                num_workers=config.workers, per_worker_buffer_size=per_worker
+            )
+        )
+    iterator = iter(clips.batch(local_batch, drop_remainder=True))
+    # Workers and shared memory must go before the interpreter does.
+    atexit.register(_close, weakref.ref(iterator))
+    return iterator
+
+
+def examples(entries: Sequence[str], sample_rate: int = 16000) -> Iterator[Example]:
+    """The examples that `entries` name, whole and in order, for evaluation.
+
+    `sample_rate` is used by `composer:` only; stored examples keep their own.
+    """
+    for entry in entries:
+        source = open_source(entry)
+        if isinstance(source, _ComposerSource):
+            yield from _composed_examples(source.bank, sample_rate)
+        else:
+            for element in source:
+                yield element.example() if isinstance(element, Record) else element
+
+
+def _composed_examples(bank: str, sample_rate: int, seconds: float = 12.0) -> Iterator[Example]:
+    for i in range(_COMPOSER_EXAMPLES):
+        rng = np.random.default_rng([i, 0x7E57])  # a stream of its own: never seen in training
+        samples, notes = _compose_clip(bank, rng, seconds, sample_rate)
+        yield Example(f"composed-{i}", sample_rate, to_int16(samples), notes)
+
+
+def _close(iterator: "weakref.ref[Any]") -> None:
+    if (alive := iterator()) is not None:
+        alive.close()
+
+
+def _accept_absl_flags() -> None:
+    """grain's workers read absl flags, which only programs started by absl have parsed."""
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(sys.argv[:1])
+
+
+def _grain() -> Any:
+    try:
+        import grain
+    except ImportError as error:
+        raise MissingDependencyError(
+            "training data needs the package grain: pip install 'musicjax[train]'."
+        ) from error
+    return grain
