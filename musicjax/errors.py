@@ -34,6 +34,18 @@ class DataError(MusicJaxError, ValueError):
     """A corpus, record or MIDI file is missing, damaged or not in the expected layout."""
 
 
+class TrainingError(MusicJaxError, RuntimeError):
+    """Training cannot go on; the message says what to change."""
+
+
+class TrainingStopped(MusicJaxError):
+    """Training was interrupted and everything was saved; the same command continues it."""
+
+    def __init__(self, sentence: str, exit_code: int = 130) -> None:
+        super().__init__(sentence)
+        self.exit_code = exit_code
+
+
 class OutputError(MusicJaxError, OSError):
     """A result cannot be written where it was asked for."""
 

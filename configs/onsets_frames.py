@@ -1,0 +1,78 @@
+"""Onsets and Frames, trained on scores that are rendered, played in rooms and recorded badly.
+
+| variant | command | hardware | time | score |
+|---|---|---|---|---|
+| tiny | `musicjax train onsets_frames tiny` | any CPU | a minute | a check that all works |
+| small | `musicjax train onsets_frames small` | two CPU cores | hours | the card of the tag |
+| base | `musicjax train onsets_frames base` | one GPU | a day | the paper's form |
+
+tiny needs no file: the built-in composer plays the built-in piano. The other two read the records
+that `musicjax data render` writes into `data/piano`; `--data.train` names other folders.
+"""
+
+from musicjax.data.pipeline import DataConfig
+from musicjax.errors import ConfigError
+from musicjax.models.onsets_frames.model import get_config as model_config
+from musicjax.train.config import CheckpointConfig, OptimConfig, RunConfig
+
+_SYSTEM = "onsets_frames"
+
+
+def get_config(variant: str = "base") -> RunConfig:
+    """The run of that variant: tiny, small or base. Raises ConfigError for another name."""
+    recipes = {"tiny": _tiny, "small": _small, "base": _base}
+    if variant not in recipes:
+        raise ConfigError(
+            f"onsets_frames has no recipe {variant!r}; there are {', '.join(recipes)}."
+        )
+    return recipes[variant]()
+
+
+def _tiny() -> RunConfig:
+    return RunConfig(
+        system=_SYSTEM,
+        variant="tiny",
+        model=model_config("tiny"),
+        data=DataConfig(train=("composer:",), valid=("composer:",), clip_s=2.048, batch_size=4),
+        optim=OptimConfig(lr=3e-3, warmup_steps=10),
+        checkpoint=CheckpointConfig(save_every=50),
+        steps=100,
+        eval_every=100,
+        log_every=10,
+        output="runs/onsets_frames-tiny",
+    )
+
+
+def _small() -> RunConfig:
+    return RunConfig(
+        system=_SYSTEM,
+        variant="small",
+        model=model_config("small"),
+        data=DataConfig(
+            train=("data/piano/train",), valid=("data/piano/valid",), clip_s=10.24, batch_size=8
+        ),
+        optim=OptimConfig(lr=1e-3, warmup_steps=200, clip_norm=3.0, ema_decay=0.999),
+        checkpoint=CheckpointConfig(save_every=250, metric="onset_f1"),
+        steps=6000,
+        eval_every=500,
+        log_every=20,
+        output="runs/onsets_frames-small",
+    )
+
+
+def _base() -> RunConfig:
+    # Hawthorne et al. 2018, section 4: batch 8, rate 6e-4, clip 3, 20.48 s; 50,000 steps.
+    return RunConfig(
+        system=_SYSTEM,
+        variant="base",
+        model=model_config("base"),
+        data=DataConfig(
+            train=("data/piano/train",), valid=("data/piano/valid",), clip_s=20.48, batch_size=8
+        ),
+        optim=OptimConfig(lr=6e-4, warmup_steps=1000, clip_norm=3.0, ema_decay=0.9999),
+        checkpoint=CheckpointConfig(save_every=1000, metric="onset_f1"),
+        steps=50_000,
+        eval_every=2000,
+        log_every=100,
+        output="runs/onsets_frames-base",
+    )

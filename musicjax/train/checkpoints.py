@@ -1,0 +1,215 @@
+"""Saving and restoring a run: Orbax for the whole state, safetensors for finished weights.
+
+A checkpoint holds the training state, the position of every process's data iterator and a little
+JSON, so that the continued run repeats the uninterrupted one bit for bit.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from musicjax.errors import WeightsError
+from musicjax.hub import save_weights
+from musicjax.registry import System
+from musicjax.train.config import CheckpointConfig, RunConfig, load_run_config, system_of
+from musicjax.train.state import TrainState, averaged_model, make_optimizer, new_state
+from musicjax.version import __version__
+
+FOLDER = "checkpoints"
+BEST = "best.safetensors"
+FINAL = "final.safetensors"
+
+
+class Checkpoints:
+    """The checkpoints of one run directory; use as a context manager."""
+
+    def __init__(self, run_dir: str | os.PathLike[str], config: CheckpointConfig) -> None:
+        import orbax.checkpoint as ocp
+        from orbax.checkpoint import checkpoint_managers as policies
+
+        self._ocp = ocp
+        sign = 1.0 if config.mode == "max" else -1.0
+        worst = float("-inf")
+
+        def rank(metrics: Mapping[str, float]) -> float:
+            return sign * metrics[config.metric] if config.metric in metrics else worst
+
+        keep = [policies.LatestN(n=config.keep)]
+        if config.keep_best:
+            # The newest are kept whatever they score: a run must be able to go on from its end.
+            keep.append(
+                policies.BestN(
+                    get_metric_fn=rank, n=config.keep_best, keep_checkpoints_without_metrics=False
+                )
+            )
+        self._manager = ocp.CheckpointManager(
+            Path(run_dir).resolve() / FOLDER,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policies.AnyPreservationPolicy(keep),
+                enable_async_checkpointing=config.asynchronous,
+                best_fn=rank,
+            ),
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._manager.close()
+
+    @property
+    def latest(self) -> int | None:
+        """Step of the newest complete checkpoint, None if there is none."""
+        return self._manager.latest_step()
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps of all complete checkpoints."""
+        return sorted(self._manager.all_steps())
+
+    def save(
+        self,
+        step: int,
+        state: TrainState,
+        data: Any,
+        meta: Mapping[str, Any],
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        """Start saving; `data` is this process's iterator state. Returns before it is on disk."""
+        args = self._ocp.args
+        # The step donates its input: what is still being written must be a copy of it.
+        held = jax.tree.map(lambda x: x.copy() if isinstance(x, jax.Array) else x, state)
+        self._manager.save(
+            step,
+            args=args.Composite(
+                state=args.StandardSave(held),
+                data=args.JsonSave({"processes": gather_json(data)}),
+                meta=args.JsonSave({"version": __version__, **meta}),
+            ),
+            metrics=dict(metrics or {}),
+            force=True,
+        )
+
+    def restore(
+        self, abstract: TrainState, step: int | None = None
+    ) -> tuple[TrainState, Any, dict[str, Any]]:
+        """State (laid out as `abstract` says), this process's iterator state, and the JSON."""
+        args, step = self._ocp.args, self.latest if step is None else step
+        try:
+            found = self._manager.restore(
+                step,
+                args=args.Composite(
+                    state=args.StandardRestore(abstract),
+                    data=args.JsonRestore(),
+                    meta=args.JsonRestore(),
+                ),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise WeightsError(
+                f"the checkpoint of step {step} does not fit this configuration "
+                f"({_first_line(error)}): use the configuration it was made with, or another "
+                "--output."
+            ) from error
+        processes = found["data"]["processes"]
+        if len(processes) != jax.process_count():
+            raise WeightsError(
+                f"the checkpoint was written by {len(processes)} processes and is read by "
+                f"{jax.process_count()}: start as many as before."
+            )
+        return found["state"], processes[jax.process_index()], found["meta"]
+
+    def wait(self) -> None:
+        """Block until all started saves are on disk."""
+        self._manager.wait_until_finished()
+
+    def asked_to_stop(self, step: int) -> bool:
+        """Whether the cluster is about to take this job's machines (all processes agree)."""
+        return jax.process_count() > 1 and self._manager.reached_preemption(step)
+
+
+def gather_json(value: Any) -> list[Any]:
+    """One JSON value per process, known to all. Collective when there are many."""
+    text = json.dumps(value)
+    if jax.process_count() == 1:
+        return [json.loads(text)]
+    from jax.experimental import multihost_utils
+
+    raw = np.frombuffer(text.encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array([raw.size], np.int32)).ravel()
+    padded = np.zeros(int(sizes.max()), np.uint8)
+    padded[: raw.size] = raw
+    rows = multihost_utils.process_allgather(padded)
+    return [json.loads(bytes(row[:n])) for row, n in zip(rows, sizes, strict=True)]
+
+
+def abstract_state(state: Any, shardings: Any) -> Any:
+    """Shapes, dtypes and shardings of a state: what a restore is given as its target."""
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings
+    )
+
+
+def save_model(
+    path: Path, model: nnx.Module, config: RunConfig, extra: Mapping[str, Any] | None = None
+) -> Path:
+    """Write finished weights as safetensors, float16, with their configuration and `extra`."""
+    save_weights(path, model, config.model, system=config.system, extra=extra)
+    return path
+
+
+def export_checkpoint(
+    run_dir: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    step: int | None = None,
+    system: System | None = None,
+) -> Path:
+    """Write the averaged weights of a run's checkpoint (the newest, or `step`) to `out`.
+
+    Raises ConfigError if `run_dir` holds no run, WeightsError if it has no such checkpoint.
+    """
+    config = load_run_config(run_dir, system)
+    return save_model(
+        Path(out), checkpoint_model(run_dir, config, step=step, system=system), config
+    )
+
+
+def checkpoint_model(
+    run_dir: str | os.PathLike[str],
+    config: RunConfig,
+    *,
+    step: int | None = None,
+    system: System | None = None,
+) -> nnx.Module:
+    """The model with the averaged weights of a run's checkpoint, on one device."""
+    model_class = (system or system_of(config)).resolve("model")
+    optimizer = make_optimizer(config.optim, config.steps)
+
+    def make() -> TrainState:
+        return new_state(model_class(config.model, rngs=nnx.Rngs(0)), optimizer, config.optim)
+
+    graphdef = nnx.split(
+        nnx.eval_shape(lambda: model_class(config.model, rngs=nnx.Rngs(0))), nnx.Param, ...
+    )[0]
+    abstract = jax.eval_shape(make)
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    with Checkpoints(run_dir, config.checkpoint) as checkpoints:
+        if checkpoints.latest is None or (step is not None and step not in checkpoints.steps):
+            known = ", ".join(map(str, checkpoints.steps)) or "none"
+            raise WeightsError(
+                f"{run_dir} has no checkpoint of step {step or 'any'}; its checkpoints: {known}."
+            )
+        target = abstract_state(abstract, jax.tree.map(lambda _: here, abstract))
+        state, _, _ = checkpoints.restore(target, step)
+    return averaged_model(graphdef, state)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:200]

@@ -1,0 +1,232 @@
+"""What a training run is: frozen dataclasses, overridden from the command line, stored as JSON.
+
+A file in `configs/` returns a `RunConfig`; `parse_overrides` changes single fields of it
+(`--optim.lr 3e-4`); `load_run_config` reads back what a run wrote into its directory.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import json
+import os
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from musicjax.data.pipeline import DataConfig
+from musicjax.errors import ConfigError
+from musicjax.hub.typed_json import from_json
+from musicjax.registry import System, find_system
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """How the parameters move.
+
+    The rate rises linearly for `warmup_steps` and falls as a cosine to `final_fraction * lr` at
+    the last step ("constant" stays at `lr`). Gradients are clipped to a global norm of
+    `clip_norm` (0: not clipped). A batch is split into `accumulate` micro-batches whose gradients
+    are averaged before one update. `ema_decay` is the decay of the averaged weights (0: none),
+    lowered to (1 + t) / (10 + t) while t updates are few. A step whose loss or gradient is not
+    finite changes nothing and is counted; `max_skipped` of them in a row stop the run.
+    """
+
+    name: Literal["adam", "adamw"] = "adam"
+    lr: float = 1e-3
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_steps: int = 200
+    final_fraction: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 1e-4  # adamw only; tensors of two or more axes
+    clip_norm: float = 3.0
+    accumulate: int = 1
+    ema_decay: float = 0.999
+    max_skipped: int = 20
+
+    def __post_init__(self) -> None:
+        _require(self.lr > 0, "optim.lr", self.lr, "above 0")
+        _require(self.warmup_steps >= 0, "optim.warmup_steps", self.warmup_steps, "0 or more")
+        _require(0 <= self.final_fraction <= 1, "optim.final_fraction", self.final_fraction, "0..1")
+        _require(self.clip_norm >= 0, "optim.clip_norm", self.clip_norm, "0 (no clipping) or more")
+        _require(self.accumulate >= 1, "optim.accumulate", self.accumulate, "1 or more")
+        _require(0 <= self.ema_decay < 1, "optim.ema_decay", self.ema_decay, "0 (none) up to 1")
+        _require(self.max_skipped >= 1, "optim.max_skipped", self.max_skipped, "1 or more")
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """How many devices share each mesh axis.
+
+    `data` splits the batch, `fsdp` splits the batch and the parameters, `tensor` splits wide
+    layers. `data = 0` takes all devices that the other two leave: 1 on a single device.
+    """
+
+    data: int = 0
+    fsdp: int = 1
+    tensor: int = 1
+
+    def __post_init__(self) -> None:
+        _require(self.data >= 0, "mesh.data", self.data, "0 (all devices left) or more")
+        _require(self.fsdp >= 1, "mesh.fsdp", self.fsdp, "1 or more")
+        _require(self.tensor >= 1, "mesh.tensor", self.tensor, "1 or more")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When the whole state is saved, and which saves are kept.
+
+    A checkpoint is written every `save_every` steps, after each evaluation, at the end and when
+    the run is interrupted. The newest `keep` and the `keep_best` best by `metric` stay.
+    """
+
+    save_every: int = 500
+    keep: int = 2
+    keep_best: int = 1
+    metric: str = "onset_f1"
+    mode: Literal["max", "min"] = "max"
+    asynchronous: bool = True
+
+    def __post_init__(self) -> None:
+        _require(self.save_every >= 1, "checkpoint.save_every", self.save_every, "1 or more")
+        _require(self.keep >= 1, "checkpoint.keep", self.keep, "1 or more")
+        _require(self.keep_best >= 0, "checkpoint.keep_best", self.keep_best, "0 or more")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One training run, complete: the same config and seed give the same numbers.
+
+    `model` is the system's own frozen configuration and carries the dtype policy. `init` names
+    weights to start from (`system.tag`, a .safetensors file or another run's directory); empty
+    starts from random weights. `output` is the run directory; a run that finds its own
+    checkpoints there goes on from the newest.
+    """
+
+    system: str
+    variant: str
+    model: Any
+    data: DataConfig
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    steps: int = 1000
+    eval_every: int = 500  # 0: never
+    log_every: int = 20
+    seed: int = 0
+    init: str = ""
+    output: str = "runs/unnamed"
+    tensorboard: bool = True
+
+    def __post_init__(self) -> None:
+        _require(self.steps >= 1, "steps", self.steps, "1 or more")
+        _require(self.eval_every >= 0, "eval_every", self.eval_every, "0 (never) or more")
+        _require(self.log_every >= 1, "log_every", self.log_every, "1 or more")
+        size, parts = getattr(self.data, "batch_size", 0), self.optim.accumulate
+        if size % parts:
+            raise ConfigError(
+                f"data.batch_size is {size} and optim.accumulate is {parts}: a batch must split "
+                f"into equal micro-batches; make the batch a multiple of {parts}."
+            )
+
+    @property
+    def sample_rate(self) -> int:
+        """Samples per second that the model's front-end expects."""
+        return self.model.frontend.sample_rate
+
+
+def _require(holds: bool, name: str, value: Any, expected: str) -> None:
+    if not holds:
+        raise ConfigError(f"{name} is {value!r}; expected {expected}.")
+
+
+# --- command-line overrides ----------------------------------------------------------------------
+
+Config = TypeVar("Config")
+
+
+def parse_overrides(config: Config, args: Sequence[str]) -> Config:
+    """The config with single fields replaced by `--dotted.name value` arguments.
+
+    Values are parsed by the field's type; `--help` prints every field with its current value and
+    exits. Raises ConfigError for an unknown field (with near matches) and for a value of the
+    wrong type.
+    """
+    import tyro
+
+    _check_names(config, args)
+    if {"-h", "--help"} & set(args):
+        return tyro.cli(type(config), default=config, args=list(args), config=_tyro_markers())
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            return tyro.cli(type(config), default=config, args=list(args), config=_tyro_markers())
+    except SystemExit:
+        words = " ".join(said.getvalue().replace("│", " ").split())
+        words = words.strip("╭╮╰╯─ ")
+        raise ConfigError(
+            f"the arguments {' '.join(args)!r} cannot be read: {words} "
+            "`--help` lists every field with its type and value."
+        ) from None
+
+
+def _tyro_markers() -> tuple[Any, ...]:
+    import tyro
+
+    # Optional nested configs keep the kind they have; choosing another is done in Python.
+    return (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
+
+
+def _check_names(config: Any, args: Sequence[str]) -> None:
+    known = field_names(config)
+    for arg in args:
+        if not arg.startswith("--") or arg == "--help":
+            continue
+        name = arg[2:].split("=")[0]
+        if name.replace("-", "_") in known:
+            continue
+        tail = [k for k in known if k.rpartition(".")[2] == name.rpartition(".")[2]]
+        near = tail or difflib.get_close_matches(name.replace("-", "_"), known, n=3, cutoff=0.5)
+        hint = f"did you mean --{' or --'.join(near)}?" if near else "no field is like it."
+        raise ConfigError(f"there is no field --{name}; {hint} `--help` lists every field.")
+
+
+def field_names(config: Any, prefix: str = "") -> list[str]:
+    """Dotted names of all leaf fields of nested dataclasses."""
+    names = []
+    for entry in dataclasses.fields(config):
+        value, name = getattr(config, entry.name), prefix + entry.name
+        if dataclasses.is_dataclass(value):
+            names += field_names(value, name + ".")
+        else:
+            names.append(name)
+    return names
+
+
+# --- the run directory ---------------------------------------------------------------------------
+
+
+def system_of(config: RunConfig) -> System:
+    """The registered system that the config trains. ModelNotFoundError if there is none."""
+    return find_system(config.system)
+
+
+def load_run_config(run_dir: str | os.PathLike[str], system: System | None = None) -> RunConfig:
+    """The resolved config that a run wrote into its directory.
+
+    Raises ConfigError if the directory holds no run.
+    """
+    path = Path(run_dir) / "config.json"
+    if not path.is_file():
+        raise ConfigError(f"{run_dir} is not a run directory: it has no config.json.")
+    plain = json.loads(path.read_text())
+    system = system or find_system(plain["system"])
+    model_type = type(system.resolve("config")(plain["variant"]))
+    model = from_json(model_type, plain.pop("model"), "model")
+    hints = typing.get_type_hints(RunConfig)
+    rest = {k: from_json(hints[k], v, k) for k, v in plain.items() if k in hints}
+    return RunConfig(model=model, **rest)
