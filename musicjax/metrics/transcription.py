@@ -24,13 +24,14 @@ another one of them.
 """
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from musicjax.errors import DataError
 from musicjax.notes.notes import Notes
+from musicjax.notes.roll import piano_roll
 
 ONSET_TOLERANCE_S = 0.05
 PITCH_TOLERANCE_CENTS = 50.0
@@ -195,20 +196,10 @@ def _rates(hits: int, references: int, estimates: int) -> tuple[float, float, fl
 
 
 def _frame_rates(reference: Notes, estimate: Notes, frame_s: float) -> tuple[float, float, float]:
-    num_frames = 1 + round(max(reference.duration_s, estimate.duration_s) / frame_s)
-    rolls = [_sounding(notes, frame_s, num_frames + 1) for notes in (reference, estimate)]
+    num_frames = 2 + round(max(reference.duration_s, estimate.duration_s) / frame_s)
+    rolls = [
+        piano_roll(notes, 1 / frame_s, num_frames, min_pitch=0, num_pitches=128).frame
+        for notes in (reference, estimate)
+    ]
     hits = int(np.count_nonzero(rolls[0] & rolls[1]))
     return _rates(hits, *(int(np.count_nonzero(roll)) for roll in rolls))
-
-
-def _sounding(notes: Notes, frame_s: float, num_frames: int) -> np.ndarray:
-    """(frames, 128) bool: from the frame nearest the onset to that of the offset, at least one."""
-    first = np.rint(notes.onset_s / frame_s).astype(np.int64)
-    last = np.maximum(np.rint(notes.offset_s / frame_s).astype(np.int64), first + 1)
-    steps = np.zeros((num_frames + 1, 128), dtype=np.int32)
-    np.add.at(steps, (first, notes.pitch), 1)
-    np.add.at(steps, (last, notes.pitch), -1)
-    return np.cumsum(steps, axis=0) > 0
-
-
-SCORE_NAMES = tuple(field.name for field in fields(NoteScores))

@@ -1,7 +1,11 @@
 """Notes: what was played, and the files it is written to and read from."""
 
 from musicjax.notes.midi import midi_bytes, parse_midi, read_midi, write_midi
-from musicjax.notes.notes import SOFT, SOSTENUTO, SUSTAIN, Note, Notes, Pedal
+from musicjax.notes.notes import SOFT, SOSTENUTO, SUSTAIN, Note, Notes, Pedal, pitch_name
+from musicjax.notes.programs import program_name
+from musicjax.notes.roll import PianoRoll, from_piano_roll, piano_roll
+from musicjax.notes.sequence import from_note_sequence, to_note_sequence
+from musicjax.notes.tables import as_dict, from_dict, read_csv, read_json, write_csv, write_json
 
 __all__ = [
     "SOFT",
@@ -10,8 +14,21 @@ __all__ = [
     "Note",
     "Notes",
     "Pedal",
+    "PianoRoll",
+    "as_dict",
+    "from_dict",
+    "from_note_sequence",
+    "from_piano_roll",
     "midi_bytes",
     "parse_midi",
+    "piano_roll",
+    "pitch_name",
+    "program_name",
+    "read_csv",
+    "read_json",
     "read_midi",
+    "to_note_sequence",
+    "write_csv",
+    "write_json",
     "write_midi",
 ]

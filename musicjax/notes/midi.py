@@ -20,7 +20,15 @@ from jaxtyping import Float64, Int64, UInt8
 
 from musicjax.errors import DataError
 from musicjax.files import atomic_write
-from musicjax.notes.notes import PEDALS, Notes, Pedal
+from musicjax.notes.notes import (
+    PEDAL_DOWN,
+    PEDALS,
+    SUSTAIN,
+    Notes,
+    Pedal,
+    sustained_offsets,
+)
+from musicjax.notes.programs import program_name
 
 TICKS_PER_BEAT = 9600  # a whole multiple of the 96, 480 and 960 that sequencers count in
 TEMPO_US = 500_000  # microseconds a beat: 120 beats per minute, MIDI's own default
@@ -36,15 +44,20 @@ class _Damage(Exception):
     """What is wrong in the bytes; the public reader says in which file."""
 
 
-def read_midi(source: str | os.PathLike[str] | BinaryIO) -> Notes:
+def read_midi(source: str | os.PathLike[str] | BinaryIO, *, sustained: bool = False) -> Notes:
     """Read a standard MIDI file (type 0, 1 or 2, or RIFF-wrapped) into sorted Notes with pedals.
 
     Notes that are never released end with their track. Tempo changes and SMPTE time are followed.
+    With `sustained` the offsets are those that are heard when each channel's sustain pedal holds
+    that channel's notes, as a synthesizer plays the file, and there is no pedal in the result;
+    `read_midi(...).sustained()` instead lets all channels of one program share their pedal, as the
+    two hands of a pianist do. The two differ only where channels share a program.
 
     Errors: DataError when the file is missing, is not MIDI or is damaged.
     """
     if not isinstance(source, str | os.PathLike):
-        return parse_midi(source.read(), str(getattr(source, "name", "the MIDI stream")))
+        name = str(getattr(source, "name", "The MIDI stream"))
+        return parse_midi(source.read(), name, sustained=sustained)
     path = Path(source)
     if path.is_dir():
         raise DataError(f"'{path}' is a folder; give the name of a MIDI file.")
@@ -55,13 +68,13 @@ def read_midi(source: str | os.PathLike[str] | BinaryIO) -> Notes:
     except OSError as error:
         reason = error.strerror or error
         raise DataError(f"Cannot read the MIDI file '{path}': {reason}.") from error
-    return parse_midi(data, f"'{path}'")
+    return parse_midi(data, f"'{path}'", sustained=sustained)
 
 
-def parse_midi(data: bytes, name: str = "the MIDI data") -> Notes:
+def parse_midi(data: bytes, name: str = "The MIDI data", *, sustained: bool = False) -> Notes:
     """Read the bytes of a MIDI file; `name` is how errors call it. See `read_midi`."""
     try:
-        return _Reader(data).notes()
+        return _Reader(data).notes(sustained)
     except _Damage as damage:
         raise DataError(f"{name} is not a sound MIDI file: {damage}.") from None
 
@@ -164,38 +177,48 @@ class _Reader:
             self._release(sounding, key, tick + 1)
 
     def _release(self, sounding: dict[int, list[tuple[int, int]]], key: int, tick: int) -> None:
-        struck_now = []
-        for onset, velocity in sounding.pop(key):
-            if onset < tick:
-                self.found.append((key >> 7, onset, tick, key & 127, velocity))
-            else:
-                struck_now.append((onset, velocity))
-        if struck_now:
-            sounding[key] = struck_now
+        """End the notes of a key; one struck at this very tick ends only if it is alone."""
+        struck = sounding.pop(key)
+        ended = [note for note in struck if note[0] < tick] or struck
+        self.found.extend((key >> 7, onset, tick, key & 127, speed) for onset, speed in ended)
+        if len(ended) < len(struck):
+            sounding[key] = struck[len(ended) :]
 
-    def notes(self) -> Notes:
+    def notes(self, sustained: bool) -> Notes:
         """Everything found, in seconds and in order."""
         found = np.array(self.found, dtype=np.int64).reshape(-1, 5)
         channel, onset, offset, pitch, velocity = found.T
         controls = np.array(self.controls, dtype=np.int64).reshape(-1, 4)
         controls = controls[controls[:, 0] & 15 != DRUM_CHANNEL]
+        onset_s, offset_s = self._seconds(onset), self._seconds(offset)
+        keep = np.ones(len(found), dtype=bool)
         pedal = None
-        if len(controls):
+        if sustained:
+            moves = controls[controls[:, 2] == SUSTAIN]
+            moves = moves[np.argsort(moves[:, 1], kind="stable")]
+            for number in np.unique(moves[:, 0]):
+                mine, part = np.flatnonzero(channel == number), moves[moves[:, 0] == number]
+                move_s, down = self._seconds(part[:, 1]), part[:, 3] >= PEDAL_DOWN
+                offset_s[mine], keep[mine] = sustained_offsets(
+                    onset_s[mine], offset_s[mine], pitch[mine], move_s, down
+                )
+        elif len(controls):
             pedal = Pedal(
                 time_s=self._seconds(controls[:, 1]),
                 number=controls[:, 2],
                 value=controls[:, 3],
                 program=self._program_at(controls[:, 0], controls[:, 1]),
             )
-        return Notes(
-            onset_s=self._seconds(onset),
-            offset_s=self._seconds(offset),
+        everything = Notes(
+            onset_s=onset_s,
+            offset_s=offset_s,
             pitch=pitch,
             velocity=velocity,
             program=self._program_at(channel, onset),
             is_drum=channel & 15 == DRUM_CHANNEL,
             pedal=pedal,
-        ).sorted()
+        )
+        return everything[keep].sorted()
 
     def _program_at(
         self, channel: Int64[np.ndarray, " events"], tick: Int64[np.ndarray, " events"]
@@ -264,9 +287,7 @@ def midi_bytes(notes: Notes) -> bytes:
         raise DataError(
             f"The first event is at {first_s:.3f} s, but MIDI begins at 0: use shift() or slice()."
         )
-    tracks = [
-        _track([_meta(NAME_META, b"musicjax"), _meta(TEMPO_META, TEMPO_US.to_bytes(3, "big"))])
-    ]
+    tracks = [_track([_meta(TEMPO_META, TEMPO_US.to_bytes(3, "big"))])]
     for (is_drum, program), channel in _channels(notes).items():
         part = notes[(notes.program == program) & (notes.is_drum == is_drum)]
         moves = pedal[pedal.program == program] if pedal is not None and not is_drum else None
@@ -304,8 +325,10 @@ def _part_tracks(part: Notes, moves: Pedal | None, program: int, channel: int) -
     velocity = np.clip(part.velocity, 1, 127)
     pitch = part.pitch.astype(np.int64)
     port, channel = divmod(channel, 16)
-    head = [_meta(PORT_META, bytes([port]))] if port else []
-    head.append(bytes([0, 0xC0 | channel, program]))
+    name = "Drums" if channel == DRUM_CHANNEL else program_name(program)
+    head = [_meta(NAME_META, name.encode()), bytes([0, 0xC0 | channel, program])]
+    if port:
+        head.insert(1, _meta(PORT_META, bytes([port])))
     voice = _voices(onset, offset, pitch, velocity)
     for number in range(int(voice.max(initial=0)) + 1):
         mine = voice == number
@@ -370,11 +393,13 @@ def _meta(kind: int, payload: bytes, delta: int = 0) -> bytes:
 def _encoded(table: Int64[np.ndarray, "5 events"], channel: int) -> Iterator[bytes]:
     """Events with their delta times; a wait too long for one delta is bridged by empty texts."""
     deltas = np.diff(table[0], prepend=0).tolist()
-    for delta, status, first, second in zip(deltas, *table[2:].tolist(), strict=True):
+    messages = np.stack([table[2] | channel, table[3], table[4]], axis=1).tolist()
+    for delta, message in zip(deltas, messages, strict=True):
         while delta > LONGEST_DELTA:
             yield _meta(TEXT_META, b"", LONGEST_DELTA)
             delta -= LONGEST_DELTA
-        yield _variable(delta) + bytes((status | channel, first, second))
+        yield _variable(delta)
+        yield bytes(message)
 
 
 def _track(events: list[bytes]) -> bytes:

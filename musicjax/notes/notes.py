@@ -12,7 +12,15 @@ from musicjax.errors import DataError
 
 SUSTAIN, SOSTENUTO, SOFT = 64, 66, 67  # MIDI controller numbers of the three piano pedals
 PEDALS = (SUSTAIN, SOSTENUTO, SOFT)
+PEDAL_DOWN = 64  # controller values from here on mean pressed
 DEFAULT_VELOCITY = 80
+NOTE_NAMES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
+
+
+def pitch_name(pitch: int) -> str:
+    """Scientific name of a MIDI pitch, sharps only: 60 is C4, 21 is A0."""
+    octave, degree = divmod(int(pitch), 12)
+    return f"{NOTE_NAMES[degree]}{octave - 1}"
 
 
 class Note(NamedTuple):
@@ -100,20 +108,20 @@ class Pedal:
         if not isinstance(other, Pedal):
             return NotImplemented
         return all(
-            np.array_equal(a, b) for a, b in zip(self._columns(), other._columns(), strict=True)
+            np.array_equal(a, b) for a, b in zip(self.columns(), other.columns(), strict=True)
         )
 
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        presses = int(np.sum((self.number == SUSTAIN) & (self.value >= 64)))
+        presses = int(np.sum((self.number == SUSTAIN) & (self.value >= PEDAL_DOWN)))
         return f"Pedal({len(self)} events, {presses} of them sustain down)"
 
     def __getitem__(self, index: Any) -> "Pedal":
         """Select events by slice, mask or index array."""
-        return Pedal(*(column[index] for column in self._columns()))
+        return Pedal(*(column[index] for column in self.columns()))
 
-    def _columns(self) -> tuple[np.ndarray, ...]:
+    def columns(self) -> tuple[np.ndarray, ...]:
         return self.time_s, self.number, self.value, self.program
 
     def _timed(self, time_s: np.ndarray) -> "Pedal":
@@ -209,20 +217,20 @@ class Notes:
         if not parts:
             return cls.empty()
         columns = (
-            np.concatenate(group) for group in zip(*(p._columns() for p in parts), strict=True)
+            np.concatenate(group) for group in zip(*(p.columns() for p in parts), strict=True)
         )
-        pedals = [part.pedal._columns() for part in parts if part.pedal is not None]
+        pedals = [part.pedal.columns() for part in parts if part.pedal is not None]
         joined = [np.concatenate(group) for group in zip(*pedals, strict=True)]
         return cls(*columns, pedal=Pedal(*joined) if joined else None)
 
-    def _columns(self) -> tuple[np.ndarray, ...]:
+    def columns(self) -> tuple[np.ndarray, ...]:
         return (self.onset_s, self.offset_s, self.pitch, self.velocity, self.program, self.is_drum)
 
     def __len__(self) -> int:
         return len(self.onset_s)
 
     def __iter__(self) -> Iterator[Note]:
-        return map(Note._make, zip(*(column.tolist() for column in self._columns()), strict=True))
+        return map(Note._make, zip(*(column.tolist() for column in self.columns()), strict=True))
 
     @overload
     def __getitem__(self, index: int) -> Note: ...
@@ -231,13 +239,13 @@ class Notes:
     def __getitem__(self, index: Any) -> "Note | Notes":
         """A number gives one Note; a slice, mask or index array gives Notes with the same pedal."""
         if isinstance(index, int | np.integer):
-            return Note(*(column[index].item() for column in self._columns()))
-        return Notes(*(column[index] for column in self._columns()), pedal=self.pedal)
+            return Note(*(column[index].item() for column in self.columns()))
+        return Notes(*(column[index] for column in self.columns()), pedal=self.pedal)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Notes):
             return NotImplemented
-        pairs = zip(self._columns(), other._columns(), strict=True)
+        pairs = zip(self.columns(), other.columns(), strict=True)
         return all(np.array_equal(a, b) for a, b in pairs) and self.pedal == other.pedal
 
     __hash__ = None  # type: ignore[assignment]
@@ -264,7 +272,7 @@ class Notes:
         if self.pedal is not None:
             inside = self.pedal[(self.pedal.time_s >= start_s) & (self.pedal.time_s < end_s)]
             held = self.pedal.at(start_s)
-            columns = zip(held._columns(), inside._columns(), strict=True)
+            columns = zip(held.columns(), inside.columns(), strict=True)
             pedal = Pedal(*(np.concatenate(pair) for pair in columns))
         part = replace(part, pedal=pedal)
         if clip:
@@ -296,7 +304,7 @@ class Notes:
         inside = (pitch >= 0) & (pitch <= 127)
         return replace(self[inside], pitch=pitch[inside])
 
-    def sustained(self, threshold: int = 64) -> "Notes":
+    def sustained(self, threshold: int = PEDAL_DOWN) -> "Notes":
         """Notes with the offsets that are heard: held by the sustain pedal past the key going up.
 
         A note whose key goes up while the pedal of its program is down (CC64 >= `threshold`) lasts
@@ -312,7 +320,7 @@ class Notes:
             for program in np.unique(moves.program):
                 mine = np.flatnonzero((self.program == program) & ~self.is_drum)
                 part = moves[moves.program == program]
-                ends, stays = _sustain(
+                ends, stays = sustained_offsets(
                     self.onset_s[mine],
                     self.offset_s[mine],
                     self.pitch[mine],
@@ -323,23 +331,50 @@ class Notes:
         return replace(self, offset_s=offset_s, pedal=None)[keep]
 
     def __repr__(self) -> str:
+        return f"Notes({self.summary()})"
+
+    def summary(self) -> str:
+        """One line: how many notes, when, between which pitches, and how many pedal events."""
         if not len(self):
-            return "Notes(0 notes)"
-        pedal = f", {len(self.pedal)} pedal events" if self.pedal is not None else ""
-        return (
-            f"Notes({len(self)} notes, {self.onset_s.min():.3f}-{self.duration_s:.3f} s, "
-            f"pitch {self.pitch.min()}-{self.pitch.max()}{pedal})"
-        )
+            return "0 notes"
+        parts = [f"{len(self)} notes", f"{self.onset_s.min():.3f}-{self.duration_s:.3f} s"]
+        pitched = self.pitch[~self.is_drum]
+        if len(pitched):
+            parts.append(f"{pitch_name(pitched.min())}-{pitch_name(pitched.max())}")
+            parts.append(f"velocity {self.velocity.min()}-{self.velocity.max()}")
+        programs = len(np.unique(self.program[~self.is_drum]))
+        if programs > 1:
+            parts.append(f"{programs} programs")
+        if self.is_drum.any():
+            parts.append(f"{int(self.is_drum.sum())} of them drums")
+        if self.pedal is not None:
+            parts.append(f"{len(self.pedal)} pedal events")
+        return ", ".join(parts)
+
+    def __rich__(self) -> object:
+        """A table of the first notes, for rich's console."""
+        from musicjax.notes.show import rich_table
+
+        return rich_table(self)
+
+    def _repr_html_(self) -> str:
+        """A small drawn piano roll under the summary, for notebooks."""
+        from musicjax.notes.show import html
+
+        return html(self)
 
 
-def _sustain(
+def sustained_offsets(
     onset_s: Float64[np.ndarray, " notes"],
     offset_s: Float64[np.ndarray, " notes"],
     pitch: Int[np.ndarray, " notes"],
     move_s: Float64[np.ndarray, " moves"],
     down: Bool[np.ndarray, " moves"],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Offsets under one pedal, and which notes stay. Times of pedal moves ascend."""
+    """Offsets under one sustain pedal, and which notes stay (bool); see `Notes.sustained`.
+
+    move_s are the ascending times at which the pedal moves, down whether it is then pressed.
+    """
     if not len(onset_s):
         return offset_s, np.ones(0, dtype=bool)
     last_s = max(float(offset_s.max()), float(move_s[-1]))
