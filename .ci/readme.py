@@ -1,0 +1,143 @@
+"""Writes the parts of README.md that are copied from elsewhere: models, results, commands.
+
+    python .ci/readme.py            rewrite the tables between their markers
+    python .ci/readme.py NAME       print the shell command that README.md marks with NAME
+
+The table of models comes from the registry and the table of results from the JSON lines in
+`benchmarks/results`: the newest line that fits a row's conditions. Tests check that README.md
+says what this script would write, and `.ci/run` runs the commands that this script reads out, so
+that neither can drift.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One row of results: what it says, and which number of which line it quotes.
+
+    `where` maps dotted fields to the values they must have; `field` is the dotted number.
+    """
+
+    says: str
+    file: str
+    where: Mapping[str, Any]
+    field: str
+    form: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row as printed: the sentence, the number, what it was measured on, and its file."""
+
+    says: str
+    value: str
+    on: str
+    file: str
+
+
+WANTED: tuple[Wanted, ...] = ()
+
+
+def main() -> None:
+    """Rewrite README.md, or print one of its commands."""
+    path = ROOT / "README.md"
+    text = path.read_text()
+    if len(sys.argv) > 1:
+        print(command(text, sys.argv[1]))
+    else:
+        path.write_text(written(text))
+
+
+def written(text: str) -> str:
+    """The README with both tables made anew."""
+    text = _between(text, "models", model_table())
+    return _between(text, "results", result_table())
+
+
+def command(text: str, name: str) -> str:
+    """The shell command below the marker `<!-- command: name -->`."""
+    found = re.search(rf"<!-- command: {name} -->\n```sh\n(.*?)\n```", text, re.DOTALL)
+    if not found:
+        sys.exit(f"README.md has no command marked {name!r}")
+    return found.group(1)
+
+
+def block(text: str, language: str) -> str:
+    """The first fenced block of a language."""
+    found = re.search(rf"```{language}\n(.*?)```", text, re.DOTALL)
+    if not found:
+        sys.exit(f"README.md has no block of {language}")
+    return found.group(1)
+
+
+def model_table() -> str:
+    """One line a tag, from the cards."""
+    sys.path.insert(0, str(ROOT))
+    from musicjax.registry import find_card, list_models
+
+    lines = ["| model | does | parameters | weights | licence |", "| --- | --- | --- | --- | --- |"]
+    for name in list_models():
+        _, _, card = find_card(name)
+        size = f"{card.parameters / 1e6:.1f} M" if card.parameters else ""
+        lines.append(
+            f"| `{name}` | {card.summary} | {size} | {_weights(card.source)} | {card.licence} |"
+        )
+    return "\n".join(lines)
+
+
+def _weights(source: Any) -> str:
+    if source is None:
+        return "yours: train or convert"
+    size = f"{source.size_bytes / 1e6:.1f} MB"
+    return f"in the package, {size}" if source.address.startswith("package:") else f"fetched, {size}"
+
+
+def result_rows() -> list[Row]:
+    """The rows of results with the numbers of today's files."""
+    return [_row(wanted) for wanted in WANTED]
+
+
+def result_table() -> str:
+    """What was measured, each number with the file it came from."""
+    lines = ["| measured | | on | file |", "| --- | --- | --- | --- |"]
+    lines += [f"| {r.says} | {r.value} | {r.on} | [{Path(r.file).name}]({r.file}) |"
+              for r in result_rows()]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _row(wanted: Wanted) -> Row:
+    file = f"benchmarks/results/{wanted.file}.jsonl"
+    lines = [json.loads(line) for line in (ROOT / file).read_text().splitlines() if line.strip()]
+    fits = [x for x in lines if all(_dig(x, k) == v for k, v in wanted.where.items())]
+    if not fits:
+        sys.exit(f"{file} has no line with {dict(wanted.where)}")
+    line = fits[-1]
+    on = f"{line['device']}, {line['cores']} cores" if "cores" in line else line["device"]
+    return Row(wanted.says, wanted.form.format(_dig(line, wanted.field)), on, file)
+
+
+def _dig(line: Any, field: str) -> Any:
+    for name in field.split("."):
+        line = line.get(name) if isinstance(line, Mapping) else None
+    return line
+
+
+def _between(text: str, name: str, content: str) -> str:
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    if start not in text or end not in text:
+        sys.exit(f"README.md lacks the markers {start} and {end}")
+    head, rest = text.split(start, 1)
+    return f"{head}{start}\n{content}\n{end}{rest.split(end, 1)[1]}"
+
+
+if __name__ == "__main__":
+    main()
