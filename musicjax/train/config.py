@@ -220,13 +220,23 @@ def load_run_config(run_dir: str | os.PathLike[str], system: System | None = Non
 
     Raises ConfigError if the directory holds no run.
     """
-    path = Path(run_dir) / "config.json"
-    if not path.is_file():
+    plain = read_run_json(run_dir)
+    if not plain:
         raise ConfigError(f"{run_dir} is not a run directory: it has no config.json.")
-    plain = json.loads(path.read_text())
     system = system or find_system(plain["system"])
     model_type = type(system.resolve("config")(plain["variant"]))
     model = from_json(model_type, plain.pop("model"), "model")
     hints = typing.get_type_hints(RunConfig)
     rest = {k: from_json(hints[k], v, k) for k, v in plain.items() if k in hints}
     return RunConfig(model=model, **rest)
+
+
+def read_run_json(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
+    """The resolved config of a run directory as JSON; empty if there is none."""
+    path = Path(run_dir) / "config.json"
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ConfigError(f"{path} is damaged ({error}): restore or remove it.") from error

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 
 from musicjax.errors import MissingDependencyError
-from musicjax.hub import replacing
+from musicjax.files import atomic_write
 from musicjax.hub.typed_json import to_json
 from musicjax.train.config import RunConfig
 from musicjax.version import __version__
@@ -107,7 +107,7 @@ class RunLog:
 
     def say(self, sentence: str) -> None:
         """Tell the person at the terminal something."""
-        self.console.print(sentence, highlight=False, markup=False)
+        self.console.print(sentence, highlight=False, markup=False, soft_wrap=True)
 
     def advance(self, step: int) -> None:
         """Move the bar."""
@@ -163,8 +163,8 @@ def write_run_files(config: RunConfig) -> None:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1) + "\n")
+    with atomic_write(path) as file:
+        file.write((json.dumps(value, indent=1) + "\n").encode())
 
 
 def _forget_after(path: Path, step: int) -> None:
@@ -179,8 +179,8 @@ def _forget_after(path: Path, step: int) -> None:
             continue
         if entry.get("step", 0) <= step:
             kept.append(line + "\n")
-    with replacing(path) as temporary:
-        temporary.write_text("".join(kept))
+    with atomic_write(path) as file:
+        file.write("".join(kept).encode())
 
 
 def _progress_bar(console: Any) -> Any:

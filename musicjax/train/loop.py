@@ -4,7 +4,6 @@ The host prepares batch n + 1 while the device works on step n; the numbers of s
 only after step n was dispatched, so that the device never waits for the log.
 """
 
-import dataclasses
 import functools
 import math
 import time
@@ -18,6 +17,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from musicjax.errors import ConfigError, TrainingError, TrainingStopped
+from musicjax.hub.typed_json import to_json
 from musicjax.registry import System
 from musicjax.train.checkpoints import (
     BEST,
@@ -27,7 +27,7 @@ from musicjax.train.checkpoints import (
     abstract_state,
     save_model,
 )
-from musicjax.train.config import RunConfig, load_run_config, system_of
+from musicjax.train.config import RunConfig, read_run_json, system_of
 from musicjax.train.feed import Prefetch
 from musicjax.train.interrupt import Signals
 from musicjax.train.logs import RunLog, write_run_files
@@ -72,7 +72,7 @@ def train(
     TrainingStopped (after saving) on SIGTERM or Ctrl-C.
     """
     system = system or system_of(config)
-    _check_output(config, system)
+    _check_output(config)
     run = _prepare(config, system, batches)
     with (
         Checkpoints(config.output, config.checkpoint) as checkpoints,
@@ -151,7 +151,7 @@ def _batches(config: RunConfig, system: System) -> Any:
     )
 
 
-def _check_output(config: RunConfig, system: System) -> None:
+def _check_output(config: RunConfig) -> None:
     out = Path(config.output)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -159,34 +159,31 @@ def _check_output(config: RunConfig, system: System) -> None:
         raise ConfigError(
             f"the run directory {out} cannot be made ({error.strerror}): choose another --output."
         ) from error
-    if not (out / FOLDER).is_dir() or not (out / "config.json").is_file():
-        return
-    before = load_run_config(out, system)
+    before = read_run_json(out) if (out / FOLDER).is_dir() else {}
     for name in ("system", "model"):
-        if change := _difference(name, getattr(before, name), getattr(config, name)):
+        if name not in before:
+            continue
+        if change := _difference(name, before[name], to_json(getattr(config, name))):
             raise ConfigError(
                 f"{out} holds a run of another {name} ({change}): to continue it, use its "
                 "settings; to start anew, choose another --output."
             )
 
 
-def _changes(config: RunConfig, system: System) -> list[str]:
+def _changes(config: RunConfig) -> list[str]:
     """What a continued run does otherwise than before, in words."""
-    if not (Path(config.output) / "config.json").is_file():
-        return []
-    before = load_run_config(config.output, system)
-    names = ("data", "optim", "mesh", "steps", "seed")
-    changes = (_difference(n, getattr(before, n), getattr(config, n)) for n in names)
-    return [change for change in changes if change]
+    before, now = read_run_json(config.output), to_json(config)
+    names = [n for n in ("data", "optim", "mesh", "steps", "seed") if n in before]
+    return [c for n in names if (c := _difference(n, before[n], now[n]))]
 
 
 def _difference(name: str, old: Any, new: Any) -> str:
-    """The first field in which two configs differ, in words; empty if they are the same."""
-    if dataclasses.is_dataclass(old) and type(old) is type(new):
-        parts = (
-            _difference(f"{name}.{f.name}", getattr(old, f.name), getattr(new, f.name))
-            for f in dataclasses.fields(old)
-        )
+    """The first setting that differs between two configs as JSON, in words; empty if none does.
+
+    Settings that only one of them has are passed over: versions of the library may differ.
+    """
+    if isinstance(old, dict) and isinstance(new, dict):
+        parts = (_difference(f"{name}.{key}", old[key], new[key]) for key in old if key in new)
         return next(filter(None, parts), "")
     return "" if old == new else f"{name} was {old!r}, now {new!r}"
 
@@ -200,7 +197,7 @@ def _start(run: _Run, checkpoints: Checkpoints, log: RunLog) -> None:
         run.step = run.saved = int(meta["step"])
         run.best = -math.inf if meta["best"] is None else meta["best"]
         log.say(f"continuing {run.config.output} from step {run.step} of {run.config.steps}")
-        for change in _changes(run.config, run.system):
+        for change in _changes(run.config):
             log.say(f"from here on: {change}")
         return
     run.data_state = run.batches.get_state()
