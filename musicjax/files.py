@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,11 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
     Errors: OutputError when the folder is missing, not writable, full, or `path` is a folder.
     """
-    target = Path(path)
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file() and not target.is_dir():
+        with target.open("wb") as file:  # a device or a pipe: nothing stands there to be replaced
+            yield file
+        return
     if target.is_dir():
         raise OutputError(f"Cannot write '{target}': it is a folder. Give the name of a file.")
     if not target.parent.is_dir():
@@ -43,3 +48,24 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raise OutputError unless a file can be made at `path`: to be asked before the long work."""
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file() and not target.is_dir():
+        return
+    if target.is_dir():
+        raise OutputError(f"Cannot write '{target}': it is a folder. Give the name of a file.")
+    if not target.parent.is_dir():
+        raise OutputError(
+            f"Cannot write '{target}': there is no folder '{target.parent}'. Create it first."
+        )
+    try:
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
+    except OSError as error:
+        raise OutputError(
+            f"Cannot write '{target}': {error.strerror or error}. "
+            "Choose a folder that you may write to and that has room."
+        ) from error

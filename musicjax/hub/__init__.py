@@ -1,17 +1,42 @@
-"""Where weights come from and how they are stored: cards, files, cache, mirror and download."""
+"""Where weights come from and how they are stored: cards, files, cache, mirror and download.
 
-from musicjax.hub.cache import cache_folder, compile_cache_folder
-from musicjax.hub.fetch import fetch
-from musicjax.hub.storage import replacing
-from musicjax.hub.weights import LoadedModel, load_model, read_header, save_weights
+Each name is imported when it is first used: looking at the cache must not cost an import of jax.
+"""
 
-__all__ = [
-    "LoadedModel",
-    "cache_folder",
-    "compile_cache_folder",
-    "fetch",
-    "load_model",
-    "read_header",
-    "replacing",
-    "save_weights",
-]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from musicjax.hub.archive import extract as extract
+    from musicjax.hub.cache import cache_folder as cache_folder
+    from musicjax.hub.cache import compile_cache_folder as compile_cache_folder
+    from musicjax.hub.cache import sha256_of as sha256_of
+    from musicjax.hub.download import fetch as fetch
+    from musicjax.hub.weights import LoadedModel as LoadedModel
+    from musicjax.hub.weights import load_model as load_model
+    from musicjax.hub.weights import read_header as read_header
+    from musicjax.hub.weights import save_weights as save_weights
+
+_EXPORTS = {
+    "LoadedModel": "weights",
+    "cache_folder": "cache",
+    "compile_cache_folder": "cache",
+    "extract": "archive",
+    "fetch": "download",
+    "load_model": "weights",
+    "read_header": "weights",
+    "save_weights": "weights",
+    "sha256_of": "cache",
+}
+
+__all__ = sorted(_EXPORTS)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        return getattr(importlib.import_module(f"musicjax.hub.{_EXPORTS[name]}"), name)
+    raise AttributeError(f"module 'musicjax.hub' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

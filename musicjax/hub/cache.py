@@ -1,6 +1,7 @@
 """The folders on this computer where downloads and compiled programs are kept, and their checks."""
 
 import contextlib
+import errno
 import hashlib
 import os
 import platform
@@ -9,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from musicjax.errors import WeightsError
-from musicjax.hub.storage import is_full, reason
 from musicjax.registry import Source
 
 
@@ -57,9 +57,9 @@ def mirror_path(source: Source) -> Path | None:
     return path if path.is_file() else None
 
 
-def sha256_of(path: Path) -> str:
+def sha256_of(path: str | os.PathLike[str]) -> str:
     """Hexadecimal SHA-256 of a file."""
-    with path.open("rb") as file:
+    with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -85,7 +85,8 @@ def make_folder(folder: Path) -> Path:
 
 def no_room(path: Path, error: OSError) -> WeightsError:
     """The sentence for a cache that cannot be written."""
-    why = "the disk is full" if is_full(error) else reason(error)
+    full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+    why = "the disk is full" if full else (error.strerror or str(error)).lower()
     return WeightsError(
         f"cannot write {path} in the cache ({why}); free some space, or set the environment "
         "variable MUSICJAX_CACHE to a folder that you can write."

@@ -18,9 +18,9 @@ from flax import nnx
 
 from musicjax import registry
 from musicjax.errors import ConfigError, ModelNotFoundError, WeightsError
+from musicjax.files import atomic_write
 from musicjax.hub import cache
-from musicjax.hub.fetch import Progress, fetch
-from musicjax.hub.storage import replacing
+from musicjax.hub.download import Progress, fetch
 from musicjax.hub.typed_json import from_json, to_json
 from musicjax.types import Policy
 from musicjax.version import __version__
@@ -71,8 +71,9 @@ def save_weights(
         "version": __version__,
         "extra": dict(extra or {}),
     }
-    with replacing(path) as temporary:
-        safetensors.numpy.save_file(arrays, temporary, metadata={_KEY: json.dumps(header)})
+    data = safetensors.numpy.save(arrays, metadata={_KEY: json.dumps(header)})
+    with atomic_write(path) as file:
+        file.write(data)
 
 
 def _stored(array: np.ndarray, dtype: Any) -> np.ndarray:
@@ -125,16 +126,17 @@ def load_model(
     """A model with its weights, by name or by file.
 
     `name` is `system.tag`, `system` (its first tag), the path of a .safetensors file written by
-    `save_weights`, or a folder that holds exactly one. Parameters are in the policy's
-    `param_dtype`, float32 unless `policy` says otherwise. Weights are looked for inside the
-    package, in the cache, in the mirror folder and at the card's address, in this order.
+    `save_weights`, or a folder: a training run's, or one that holds a single such file.
+    Parameters are in the policy's `param_dtype`, float32 unless `policy` says otherwise. Weights
+    are looked for inside the package, in the cache, in the mirror folder and at the card's
+    address, in this order.
     Raises ModelNotFoundError for a name that does not exist and WeightsError for weights that
     cannot be had or do not fit.
     """
     text = os.fspath(name)
     path = Path(text).expanduser()
     if path.is_file() or path.is_dir() or path.suffix == ".safetensors" or len(path.parts) > 1:
-        path = _only_weights_in(path)
+        path = find_weights(path)
         model, config, system = _rebuild(path, policy)
         return LoadedModel(model, config, None, str(path), system)
     system, tag, card = registry.find_card(text)
@@ -151,7 +153,12 @@ def load_model(
     return LoadedModel(model, config, card, full_name, system)
 
 
-def _only_weights_in(path: Path) -> Path:
+def find_weights(path: str | os.PathLike[str]) -> Path:
+    """The weights file at a path: the file itself, or the one of a training run's folder.
+
+    Raises ModelNotFoundError when there is nothing and WeightsError when there are several.
+    """
+    path = Path(path).expanduser()
     if not path.is_dir():
         if not path.is_file():
             raise ModelNotFoundError(
@@ -159,6 +166,9 @@ def _only_weights_in(path: Path) -> Path:
                 "`musicjax models`."
             )
         return path
+    for name in ("best.safetensors", "final.safetensors"):  # what a training run leaves
+        if (path / name).is_file():
+            return path / name
     files = sorted(path.glob("*.safetensors"))
     if len(files) != 1:
         found = ", ".join(f.name for f in files) or "none"

@@ -146,6 +146,10 @@ class Runner:
 
         self._activations = activations
 
+    def take_weights(self, model: nnx.Module) -> None:
+        """Go on with another model of the same config, without compiling again."""
+        self._state = jax.device_put(nnx.state(model), self.device)
+
     def batch(
         self, audio: Float32[np.ndarray, "B N"], frames: Int[np.ndarray, "B"]
     ) -> dict[str, jax.Array]:

@@ -1,41 +1,29 @@
 """What a person asks for: one module a verb, and `load`, which gives the object that does it."""
 
 import importlib
-import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from musicjax.errors import ConfigError
-from musicjax.types import Policy
+if TYPE_CHECKING:
+    from musicjax.tasks.loading import load as load
+    from musicjax.tasks.transcribe import Transcriber as Transcriber
+    from musicjax.tasks.transcribe import Transcription as Transcription
+    from musicjax.tasks.transcribe import evaluate as evaluate
 
-_TASKS = {"transcribe": "musicjax.tasks.transcribe:Transcriber"}  # System.task -> class
+_EXPORTS = {
+    "Transcriber": "transcribe",
+    "Transcription": "transcribe",
+    "evaluate": "transcribe",
+    "load": "loading",
+}
+
+__all__ = sorted(_EXPORTS)
 
 
-def load(
-    name: str | os.PathLike[str],
-    *,
-    device: str | None = None,
-    policy: Policy | None = None,
-    **settings: Any,
-) -> Any:
-    """A model ready for its task, e.g. `load("onsets_frames.small").transcribe("song.flac")`.
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        return getattr(importlib.import_module(f"musicjax.tasks.{_EXPORTS[name]}"), name)
+    raise AttributeError(f"module 'musicjax.tasks' has no attribute {name!r}")
 
-    Args:
-      name: `system.tag` as listed by `musicjax models`, or the path of a .safetensors file.
-      device: "cpu", "gpu" or "cuda:1"; None takes the one that jax prefers.
-      policy: dtypes; None keeps the ones stored with the weights.
-      settings: further arguments of the task's class (for a Transcriber window_s, batch_size).
 
-    Compiled programs are kept in the cache folder (see `musicjax.infer.keep_compiled`). Raises
-    ModelNotFoundError, WeightsError or ConfigError, each saying what to do.
-    """
-    from musicjax.hub import load_model
-    from musicjax.infer import find_device, keep_compiled
-
-    keep_compiled()
-    chosen = find_device(device)
-    loaded = load_model(name, policy=policy)
-    task = loaded.system.task
-    if task not in _TASKS:
-        raise ConfigError(f"{loaded.name} does {task!r}; tasks known here: {', '.join(_TASKS)}.")
-    module, _, attribute = _TASKS[task].partition(":")
-    return getattr(importlib.import_module(module), attribute)(loaded, device=chosen, **settings)
+def __dir__() -> list[str]:
+    return __all__

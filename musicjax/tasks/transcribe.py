@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
 import jax
 import numpy as np
+from flax import nnx
 
 from musicjax.audio import Audio
 from musicjax.errors import AudioError, ConfigError, DataError, OutputError
 from musicjax.hub import LoadedModel
 from musicjax.infer import Heard, Recording, Runner, as_recording, hear, layout, sample_blocks
-from musicjax.notes import Notes
+from musicjax.notes import Notes, pitch_name
 from musicjax.registry import System
+from musicjax.tasks.files import FORMATS
 
 if TYPE_CHECKING:
     from musicjax.data.records import Example
@@ -50,7 +52,7 @@ class Transcription:
     model: str
     audio: str | os.PathLike[str] | Audio | None = field(default=None, repr=False)
 
-    FORMATS: ClassVar[tuple[str, ...]] = (".mid", ".midi", ".csv", ".json", ".png", ".pdf", ".svg")
+    FORMATS: ClassVar[tuple[str, ...]] = FORMATS
 
     def to_midi(self, path: str | os.PathLike[str]) -> Path:
         """Write a standard MIDI file; its path."""
@@ -155,9 +157,7 @@ def _clock(seconds: float) -> str:
 def _pitch_range(notes: Notes) -> str:
     if not len(notes):
         return "silence"
-    names = ("C", "C♯", "D", "E♭", "E", "F", "F♯", "G", "A♭", "A", "B♭", "B")
-    low, high = (f"{names[p % 12]}{p // 12 - 1}" for p in (notes.pitch.min(), notes.pitch.max()))
-    return f"{low} to {high}"
+    return f"{pitch_name(int(notes.pitch.min()))} to {pitch_name(int(notes.pitch.max()))}"
 
 
 class Transcriber:
@@ -312,3 +312,27 @@ def evaluate(
         "mean": mean_scores(scores.values()).as_dict(),
         "each": {name: score.as_dict() for name, score in scores.items()},
     }
+
+
+def evaluation(run: Any) -> Callable[[nnx.Module], dict[str, float]] | None:
+    """The evaluation that a training run asks for: model -> mean scores on its validation data.
+
+    `run` is a `musicjax.train.RunConfig` of a transcription system; None when it validates on
+    nothing. One compiled program serves all evaluations of the run.
+    """
+    from musicjax.data import examples
+    from musicjax.registry import find_system
+
+    if not run.data.valid:
+        return None
+    system = find_system(run.system)
+    kept: list[Transcriber] = []
+
+    def score(model: nnx.Module) -> dict[str, float]:
+        if kept:
+            kept[0].runner.take_weights(model)
+        else:
+            kept.append(Transcriber(LoadedModel(model, run.model, None, "training", system)))
+        return evaluate(kept[0], examples(run.data.valid, run.sample_rate))["mean"]
+
+    return score

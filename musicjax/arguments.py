@@ -1,0 +1,281 @@
+"""What the command line takes: verbs, their options and their help."""
+
+import argparse
+import difflib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from musicjax.errors import ConfigError
+from musicjax.version import __version__
+
+DEFAULT_MODEL = "onsets_frames.small"
+
+
+def parse(args: list[str]) -> argparse.Namespace:
+    """The arguments of one command. Leaves by SystemExit after --help or a wrong argument.
+
+    Options that only a model's decoding knows are looked up when one is met, so that everything
+    else stays free of the cost of importing the model.
+    """
+    parser = build_parser()
+    known, unknown = parser.parse_known_args(args)
+    verb = _subparser(parser, known.verb)
+    if unknown and known.verb in _WITH_DECODING:
+        _add_decoding(verb, known.model)
+        known, unknown = parser.parse_known_args(args)
+    if unknown:
+        flags = [flag for action in verb._actions for flag in action.option_strings]
+        near = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        verb.error(f"there is no option {unknown[0]}{hint}")
+    return known
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all verbs."""
+    parser = argparse.ArgumentParser(
+        prog="musicjax",
+        description="Listen to music and write down what was heard.",
+        epilog="`musicjax VERB --help` shows what a verb takes, with examples.",
+    )
+    parser.add_argument("--version", action="version", version=f"musicjax {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for build in (_add_transcribe, _add_models, _add_train, _add_eval, _add_data, _add_convert):
+        build(verbs)
+    _add_bench(verbs)
+    return parser
+
+
+def _verb(verbs: Any, name: str, summary: str, examples: str) -> argparse.ArgumentParser:
+    lines = "\n".join(f"  {line.strip()}".rstrip() for line in examples.strip().splitlines())
+    verb = verbs.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        epilog=f"examples:\n{lines}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    return verb
+
+
+def _subparser(parser: argparse.ArgumentParser, verb: str) -> argparse.ArgumentParser:
+    groups = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    return next(groups).choices[verb]
+
+
+def _add_common(verb: argparse.ArgumentParser, *, device: bool = True) -> None:
+    if device:
+        verb.add_argument("--device", metavar="NAME", help="cpu, gpu or cuda:1 (default: the best)")
+    verb.add_argument("--json", action="store_true", help="print JSON, for programs")
+
+
+def _add_transcribe(verbs: Any) -> None:
+    verb = _verb(
+        verbs,
+        "transcribe",
+        "write down the notes of recordings",
+        """
+        musicjax transcribe song.flac -o song.mid
+        musicjax transcribe song.flac -o song.mid -o song.png
+        musicjax transcribe *.mp3 -o notes/ --format mid --format csv
+        musicjax transcribe song.flac -o song.mid --onset-threshold 0.4
+
+        Existing files are replaced as a whole. Options of the model's decoding, such as
+        --onset-threshold and --frame-threshold of Onsets and Frames, are taken as well.
+        """,
+    )
+    verb.add_argument("files", nargs="+", metavar="FILE", help="recordings: audio or video files")
+    verb.add_argument(
+        "-o",
+        "--output",
+        action="append",
+        default=[],
+        metavar="OUT",
+        help=".mid, .csv, .json, .png, .pdf or .svg file, or a folder; may be given several times "
+        "(default: the current folder)",
+    )
+    verb.add_argument(
+        "--format",
+        action="append",
+        choices=("mid", "csv", "json", "png", "pdf", "svg"),
+        help="what is written into a folder; may be given several times (default: mid)",
+    )
+    verb.add_argument(
+        "--skip-existing", action="store_true", help="pass over recordings whose files are there"
+    )
+    _add_model(verb)
+    _add_common(verb)
+
+
+def _add_model(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--model",
+        default=DEFAULT_MODEL,
+        metavar="NAME",
+        help="a name of `musicjax models` or a .safetensors file (default: %(default)s)",
+    )
+
+
+def _add_models(verbs: Any) -> None:
+    verb = _verb(
+        verbs,
+        "models",
+        "list the models that are known",
+        """
+        musicjax models
+        musicjax models 'onsets*'
+        musicjax models --json
+        """,
+    )
+    verb.add_argument("pattern", nargs="?", default="*", help="a name with * and ?, or a system")
+    _add_common(verb, device=False)
+
+
+def _add_train(verbs: Any) -> None:
+    verb = _verb(
+        verbs,
+        "train",
+        "train a model",
+        """
+        musicjax train onsets_frames tiny
+        musicjax train onsets_frames small --data.train data/piano/train --optim.lr 5e-4
+        musicjax train onsets_frames tiny --init onsets_frames.small
+        musicjax train onsets_frames tiny --help      (every field of the run)
+        musicjax train my_config.py base
+
+        The same command goes on with a run that was stopped.
+        """,
+    )
+    verb.add_argument("config", metavar="CONFIG", help="a name of musicjax/configs, or a .py file")
+    verb.add_argument(
+        "rest",
+        nargs=argparse.REMAINDER,
+        metavar="[VARIANT] [--field.value …]",
+        help="the recipe of the config, and fields that are to differ from it",
+    )
+
+
+def _add_eval(verbs: Any) -> None:
+    verb = _verb(
+        verbs,
+        "eval",
+        "score a model on recordings whose notes are known",
+        """
+        musicjax eval onsets_frames.small recordings/
+        musicjax eval runs/piano data/piano/test --json
+        musicjax eval onsets_frames.small composer:
+
+        DATA is a folder of recordings with .mid or .csv files of the same names beside them, a
+        folder of records written by `musicjax data`, or composer: for music made up on the spot.
+        """,
+    )
+    verb.add_argument("model", metavar="MODEL", help="a name, a .safetensors file or a run folder")
+    verb.add_argument("data", nargs="+", metavar="DATA", help="what to score it on")
+    _add_common(verb)
+
+
+def _add_data(verbs: Any) -> None:
+    verb = _verb(
+        verbs,
+        "data",
+        "make training data: render, import or compose",
+        """
+        musicjax data render --help
+        musicjax data import --help
+        musicjax data compose --help
+        """,
+    )
+    verb.add_argument("action", choices=("render", "import", "compose"))
+    verb.add_argument("rest", nargs=argparse.REMAINDER, metavar="…", help="see ACTION --help")
+
+
+def _add_convert(verbs: Any) -> None:
+    verb = _verb(
+        verbs,
+        "convert",
+        "turn a public checkpoint of a system into a .safetensors file",
+        """
+        musicjax convert model-500000.pt -o port.safetensors --model onsets_frames.port
+        """,
+    )
+    verb.add_argument("checkpoint", metavar="CHECKPOINT", help="the file as it was published")
+    verb.add_argument("-o", "--output", required=True, metavar="OUT", help="a .safetensors file")
+    verb.add_argument("--model", required=True, metavar="NAME", help="system.tag that it is of")
+    verb.add_argument(
+        "--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="to store in"
+    )
+    _add_common(verb, device=False)
+
+
+def _add_bench(verbs: Any) -> None:
+    verb = _verb(
+        verbs,
+        "bench",
+        "measure how fast a model goes from audio to notes",
+        """
+        musicjax bench
+        musicjax bench --model onsets_frames.small --seconds 30 --repeats 20 --json
+        musicjax bench --batch 8 --window 20
+        """,
+    )
+    _add_model(verb)
+    verb.add_argument("--seconds", type=float, default=30.0, help="length of the audio")
+    verb.add_argument("--repeats", type=int, default=10, help="steady calls (median is told)")
+    verb.add_argument("--batch", type=int, help="windows computed at once")
+    verb.add_argument("--window", type=float, metavar="SECONDS", help="length of a window")
+    _add_common(verb)
+
+
+# Options of a model's decoding --------------------------------------------------------------
+
+_WITH_DECODING = ("transcribe", "eval")
+_DECODING = "decoding_"
+
+
+def _add_decoding(verb: argparse.ArgumentParser, model: str) -> None:
+    """Add the keyword options of the system's decode function, typed by its annotations."""
+    import typing
+
+    from musicjax.tasks.transcribe import decode_options
+
+    system = _system_of(model)
+    hints = typing.get_type_hints(system.resolve("decode"))
+    for name in decode_options(system):
+        flag = f"--{name.replace('_', '-')}"
+        kind = _reader(flag, hints.get(name, str))
+        verb.add_argument(flag, dest=_DECODING + name, type=kind, default=argparse.SUPPRESS)
+
+
+def _reader(flag: str, kind: Any) -> Callable[[str], Any]:
+    from musicjax.hub.typed_json import from_json
+
+    def read(text: str) -> Any:
+        try:
+            value = json.loads(text.lower())
+        except json.JSONDecodeError:
+            value = text
+        try:
+            return from_json(kind, value, flag)
+        except ConfigError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return read
+
+
+def _system_of(model: str) -> Any:
+    from musicjax import registry
+
+    if Path(model).suffix == ".safetensors" or Path(model).is_dir():
+        from musicjax.hub.weights import find_weights, read_header
+
+        return registry.find_system(read_header(find_weights(model))["system"])
+    return registry.find_card(model)[0]
+
+
+def decoding_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The options for the model's decoding that a command was given."""
+    found = {k: v for k, v in vars(args).items() if k.startswith(_DECODING)}
+    return {name.removeprefix(_DECODING): value for name, value in found.items()}

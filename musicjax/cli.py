@@ -1,0 +1,286 @@
+"""The command line: `musicjax <verb>`, one function a verb, each a thin road into the library.
+
+Exit codes: 0 all done, 1 some files failed, 2 wrong use or input, 130 stopped by Ctrl-C.
+Sentences and progress go to stderr; results, and nothing else with --json, to stdout.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from musicjax.arguments import build_parser, decoding_of, parse
+from musicjax.errors import ConfigError, ModelNotFoundError, MusicJaxError
+from musicjax.terminal import Bar, print_json, say
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(args)
+    except MusicJaxError as error:
+        if "--json" in args:
+            print_json({"error": str(error), "exit_code": error.exit_code})
+        say(str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        say("stopped; what was done is kept.")
+        return 130
+    except BrokenPipeError:  # the reader of our output (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except SystemExit as done:  # argparse and tyro after --help or a wrong argument
+        return done.code if isinstance(done.code, int) else 2
+
+
+def _run(args: list[str]) -> int:
+    if not args:
+        build_parser().print_help()
+        return 2
+    known = parse(args)
+    return _VERBS[known.verb](known)
+
+
+# The verbs ----------------------------------------------------------------------------------
+
+
+def transcribe(args: argparse.Namespace) -> int:
+    """Recordings to notes; exit code 1 when some files failed, 2 when all did."""
+    from musicjax.tasks.files import plan, transcribe_files
+
+    jobs = plan(args.files, args.output, args.format or ("mid",))
+    if args.skip_existing:
+        there = [job for job in jobs if all(output.exists() for output in job.outputs)]
+        jobs = [job for job in jobs if job not in there]
+        say(f"{len(there)} of {len(there) + len(jobs)} recordings are there already.")
+    if not jobs:
+        return 0
+    failed = 0
+    with Bar(f"{len(jobs)} recordings" if len(jobs) > 1 else jobs[0].source.name) as bar:
+        transcriber = _load(args, bar)
+        bar.start(_total_seconds([job.source for job in jobs]))
+        outcomes = transcribe_files(transcriber, jobs, progress=bar.heard, **decoding_of(args))
+        for number, outcome in enumerate(outcomes, start=1):
+            failed += outcome.error is not None
+            bar.tell(f"{number}/{len(jobs)}")
+            if args.json:
+                print_json(dataclasses.asdict(outcome))
+            with bar.aside():
+                if outcome.error is not None:
+                    say(outcome.error)
+                elif not args.json:
+                    where = ", ".join(outcome.outputs)
+                    print(f"{outcome.source} -> {where}: {outcome.notes} notes", flush=True)
+    if failed and len(jobs) > 1:
+        say(f"{failed} of {len(jobs)} recordings failed; the others are done.")
+    return 0 if not failed else 1 if failed < len(jobs) else 2
+
+
+def models(args: argparse.Namespace) -> int:
+    """The table of models."""
+    from musicjax import registry
+
+    names = registry.list_models(args.pattern)
+    if not names:
+        registry.find_card(args.pattern)  # raises with near matches, unless it is a wildcard
+        raise ModelNotFoundError(f"no model matches {args.pattern!r}; `musicjax models` lists all.")
+    rows = [_model_row(name) for name in names]
+    if args.json:
+        print_json(rows)
+        return 0
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("model", "parameters", "weights"):
+        table.add_column(
+            column, justify="right" if column == "parameters" else "left", no_wrap=True
+        )
+    table.add_column("what it is")
+    for row in rows:
+        size = f"{row['parameters']:,}" if row["parameters"] else ""
+        table.add_row(row["name"], size, row["weights"], row["summary"])
+    Console().print(table)
+    return 0
+
+
+def _model_row(name: str) -> dict[str, Any]:
+    from musicjax import registry
+    from musicjax.hub.cache import cached_path, mirror_path
+
+    system, _, card = registry.find_card(name)
+    source = card.source
+    if source is None:
+        weights = "none"
+    elif source.address.startswith("package:"):
+        weights = "package"
+    elif cached_path(source).is_file():
+        weights = "cache"
+    elif mirror_path(source) is not None:
+        weights = "mirror"
+    else:
+        weights = f"{source.size_bytes / 1e6:.0f} MB to fetch"
+    row = dataclasses.asdict(card) | {"scores": dict(card.scores)}
+    return {"name": name, "task": system.task, "title": system.title, **row, "weights": weights}
+
+
+def train(args: argparse.Namespace) -> int:
+    """One training run; prints the path of the weights."""
+    get_config = _get_config(args.config)
+    rest = list(args.rest)
+    variant = [rest.pop(0)] if rest and not rest[0].startswith("-") else []
+    config = get_config(*variant)
+    from musicjax.train import parse_overrides
+    from musicjax.train import train as run
+
+    config = parse_overrides(config, rest)
+    from musicjax.infer import keep_compiled
+    from musicjax.tasks.transcribe import evaluation
+
+    keep_compiled()
+    print(run(config, evaluate=evaluation(config)))
+    return 0
+
+
+def _get_config(name: str) -> Callable[..., Any]:
+    import pkgutil
+
+    import musicjax.configs
+
+    path = Path(name)
+    if path.suffix == ".py" and path.is_file():
+        import importlib.util
+
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None and spec.loader is not None  # a .py file always has both
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    else:
+        known = sorted(m.name for m in pkgutil.iter_modules(musicjax.configs.__path__))
+        if name not in known:
+            raise ConfigError(
+                f"there is no config {name!r}; there are {', '.join(known)}, and any .py file that "
+                "defines get_config(variant)."
+            )
+        module = importlib.import_module(f"musicjax.configs.{name}")
+    if not hasattr(module, "get_config"):
+        raise ConfigError(f"{name} defines no get_config(variant), which a config must.")
+    return module.get_config
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """Scores of a model, the mean over pieces first."""
+    from musicjax.data import examples
+    from musicjax.tasks.transcribe import evaluate as score
+
+    with Bar(", ".join(args.data)) as bar:
+        transcriber = _load(args, bar)
+        bar.start(None)
+        pieces = examples(tuple(args.data), transcriber.sample_rate)
+        found = score(transcriber, pieces, progress=bar.heard, **decoding_of(args))
+    if args.json:
+        print_json({"model": transcriber.name, "data": args.data, **found})
+        return 0
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    names = [name for name in found["mean"] if name.endswith("f1")]
+    for column in ("piece", *names):
+        table.add_column(column.replace("_", " "), justify="left" if column == "piece" else "right")
+    for piece, scores in found["each"].items():
+        table.add_row(piece, *(f"{scores[name]:.3f}" for name in names))
+    mean = f"mean of {found['pieces']}"
+    table.add_row(mean, *(f"{found['mean'][name]:.3f}" for name in names), style="bold")
+    Console().print(table)
+    return 0
+
+
+def data(args: argparse.Namespace) -> int:
+    """Training data: the typed options of `musicjax.data` do the talking."""
+    from musicjax.data import command
+
+    return command(args.action, args.rest)
+
+
+def convert(args: argparse.Namespace) -> int:
+    """A public checkpoint to one .safetensors file."""
+    from musicjax import registry
+    from musicjax.files import check_writable
+    from musicjax.hub import save_weights, sha256_of
+
+    system, tag, _ = registry.find_card(args.model)
+    check_writable(args.output)
+    try:
+        module = importlib.import_module(f"musicjax.models.{system.name}.convert")
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{system.name} has no public checkpoints that are known.") from error
+    model, config = module.convert(Path(args.checkpoint), tag)
+    extra = {"source": Path(args.checkpoint).name, "source_sha256": sha256_of(args.checkpoint)}
+    save_weights(args.output, model, config, system=system.name, dtype=args.dtype, extra=extra)
+    if args.json:
+        print_json({"output": args.output, "system": system.name, "tag": tag, **extra})
+    else:
+        print(f"{args.checkpoint} -> {args.output}")
+    return 0
+
+
+def bench(args: argparse.Namespace) -> int:
+    """Audio in, notes out: first call, steady state, memory."""
+    from musicjax.infer.bench import measure
+
+    if args.seconds <= 0 or args.repeats < 1:
+        raise ConfigError("--seconds and --repeats must be above 0.")
+    with Bar(f"bench {args.model}") as bar:
+        transcriber = _load(args, bar, window_s=args.window, batch_size=args.batch)
+        bar.start(None)
+        row = {"model": transcriber.name} | measure(
+            transcriber.transcribe,
+            sample_rate=transcriber.sample_rate,
+            seconds=args.seconds,
+            repeats=args.repeats,
+        )
+    if args.json:
+        print_json(row)
+        return 0
+    print(
+        f"{row['model']} on {row['device']}, {row['cores']} cores: {row['seconds']:.0f} s of audio "
+        f"first in {row['first_s']:.2f} s, then in {row['median_s']:.3f} s "
+        f"[{row['p10_s']:.3f}, {row['p90_s']:.3f}] of {row['repeats']}, "
+        f"{row['times_real_time']:.0f} times real time; peak memory {row['peak_rss_mb']} MB"
+    )
+    return 0
+
+
+def _load(args: argparse.Namespace, bar: Bar, **settings: Any) -> Any:
+    from musicjax.tasks import load
+
+    return load(args.model, device=args.device, progress=bar.fetched, **settings)
+
+
+def _total_seconds(paths: Sequence[Path]) -> float | None:
+    """Seconds of audio in all files that tell it; None where none does."""
+    from musicjax.audio import probe
+
+    total = 0.0
+    for path in paths:
+        with contextlib.suppress(MusicJaxError, OSError, RuntimeError):
+            total += probe(path).duration_s
+    return total or None
+
+
+_VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "transcribe": transcribe,
+    "models": models,
+    "train": train,
+    "eval": evaluate,
+    "data": data,
+    "convert": convert,
+    "bench": bench,
+}

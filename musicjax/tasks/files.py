@@ -1,0 +1,128 @@
+"""Many recordings to many files: where each result goes, and what became of it."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from musicjax.errors import MusicJaxError, OutputError
+from musicjax.files import check_writable
+
+if TYPE_CHECKING:
+    from musicjax.tasks.transcribe import Transcriber
+
+FORMATS = (".mid", ".midi", ".csv", ".json", ".png", ".pdf", ".svg")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One recording and the files that its notes are written to."""
+
+    source: Path
+    outputs: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one job: files written and what they hold, or a sentence on why not."""
+
+    source: str
+    outputs: tuple[str, ...]
+    notes: int = 0
+    duration_s: float = 0.0
+    error: str | None = None
+
+
+def plan(
+    sources: Sequence[str | os.PathLike[str]],
+    outputs: Sequence[str | os.PathLike[str]] = (),
+    formats: Sequence[str] = ("mid",),
+) -> list[Job]:
+    """Where each recording's result goes, checked before any work is done.
+
+    An output with a known ending is a file, for one recording. Any other is a folder, made if it
+    is missing, that gets `name.format` for each recording and format; without outputs the current
+    folder does. Existing files will be replaced as a whole.
+
+    Raises OutputError when an output is also an input, when two recordings would go to one file,
+    when one file is asked for several recordings, and when something cannot be written.
+    """
+    jobs = [Job(Path(source), tuple(_targets(source, outputs, formats))) for source in sources]
+    inputs = {os.path.realpath(job.source) for job in jobs}
+    taken: dict[str, Path] = {}
+    for job in jobs:
+        for output in job.outputs:
+            place = os.path.realpath(output)
+            if place in inputs:
+                raise OutputError(
+                    f"the output {output} is also an input; write to another name or folder."
+                )
+            if place in taken:
+                raise OutputError(
+                    f"{taken[place]} and {job.source} would both be written to {output}; give a "
+                    "folder for several recordings, and different names to recordings of one run."
+                )
+            taken[place] = job.source
+            check_writable(output)
+    return jobs
+
+
+def _targets(
+    source: str | os.PathLike[str],
+    outputs: Sequence[str | os.PathLike[str]],
+    formats: Sequence[str],
+) -> Iterator[Path]:
+    for output in outputs or (".",):
+        path = Path(output).expanduser()
+        is_folder = path.is_dir() or os.fspath(output).endswith(("/", os.sep)) or not path.suffix
+        if not is_folder or (path.exists() and not path.is_dir()):
+            if path.suffix.lower() not in FORMATS:
+                raise OutputError(
+                    f"the output {output} has no known ending; give a folder, or a file ending in "
+                    f"{', '.join(FORMATS)}."
+                )
+            yield path
+            continue
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(
+                f"cannot make the folder {path} ({(error.strerror or str(error)).lower()}); give "
+                "one in a place where you can write."
+            ) from error
+        for name in formats:
+            yield path / f"{Path(source).stem}.{name.lstrip('.')}"
+
+
+def transcribe_files(
+    transcriber: "Transcriber",
+    jobs: Sequence[Job],
+    *,
+    progress: Callable[[int, float], None] | None = None,
+    **options: Any,
+) -> Iterator[Outcome]:
+    """Transcribe and write one after the other; each file is there as soon as it is yielded.
+
+    A recording that cannot be read, or a result that cannot be written, gives an outcome with its
+    error and the others go on. What was written before an interruption stays.
+    """
+    sources: Iterable[Path] = (job.source for job in jobs)
+    results = transcriber.transcribe_many(sources, progress=progress, **options)
+    for job, result in zip(jobs, results, strict=True):
+        name = str(job.source)
+        if isinstance(result, Exception):
+            yield Outcome(name, (), error=_sentence(result))
+            continue
+        try:
+            written = tuple(str(result.write(output)) for output in job.outputs)
+        except MusicJaxError as error:
+            yield Outcome(name, (), error=_sentence(error))
+            continue
+        yield Outcome(name, written, len(result.notes), round(result.duration_s, 3))
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, MusicJaxError):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
