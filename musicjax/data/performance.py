@@ -3,6 +3,7 @@
 Used on composed scores (`compose`) and to play one MIDI file in many ways (`reperform`).
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -133,7 +134,7 @@ def random_pedal(rng: np.random.Generator, changes_s: Sequence[float] | np.ndarr
     early_s = rng.uniform(-0.03, 0.06)  # how long before the next chord the foot comes up
     times: list[float] = []
     values: list[int] = []
-    for start, end in zip(changes[:-1], changes[1:], strict=True):
+    for start, end in itertools.pairwise(changes):
         if manner == "sparse" and rng.random() < 0.5:
             continue
         down = start + max(0.0, late_s + rng.normal(0, 0.02))

@@ -7,6 +7,7 @@ continues with the same batches, whatever the number of workers or threads.
 
 import atexit
 import functools
+import gc
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,8 +26,10 @@ Targets = Callable[[Notes, float, int], Mapping[str, np.ndarray]]
 
 _COMPOSER = "composer:"
 _COMPOSER_EPOCH = 1024  # composed clips counted as one epoch; each epoch's clips are new
-_COMPOSER_PIANOS = 24  # modelled pianos that one stream draws from
+_CLIPS_A_PIANO = 512  # composed clips until the next modelled piano joins
+_PIANOS = 3  # that are played at a time; a complete one takes some 200 MB
 _PEAK = 0.95  # composed clips are turned down to it, never up: their dynamics are wanted
+_OPEN: "weakref.WeakSet[Any]" = weakref.WeakSet()  # iterators to close before the interpreter ends
 _COMPOSER_EXAMPLES = 8  # how many examples "composer:" yields for validation
 _MARGIN = 0.04  # part of a clip cropped in addition, because tuning it higher shortens it
 
@@ -98,7 +101,7 @@ class _ComposerSource(Sequence[_Blank]):
 class ClipMaker:
     """Turns a stored record or a place for a composition into one labelled clip.
 
-    Called with the element and the generator of its place in the stream; returns
+    Called with (position in the stream, element) and the generator of that position; returns
     `{"audio": (N,), **targets}`.
     """
 
@@ -112,12 +115,14 @@ class ClipMaker:
         return round(self.config.clip_s * self.sample_rate)
 
     def __call__(
-        self, element: Record | Example | _Blank, rng: np.random.Generator
+        self, placed: tuple[int, Record | Example | _Blank], rng: np.random.Generator
     ) -> dict[str, np.ndarray]:
+        position, element = placed
         margin = round(_MARGIN * self.num_samples) if self.config.augment else 0
         if isinstance(element, _Blank):
             seconds = (self.num_samples + margin) / self.sample_rate
-            samples, notes = _compose_clip(element.bank, rng, seconds, self.sample_rate)
+            piano = max(0, position // _CLIPS_A_PIANO - int(rng.integers(_PIANOS)))
+            samples, notes = _compose_clip(element.bank, piano, rng, seconds, self.sample_rate)
             notes = self._heard(notes)
         else:
             samples, notes = self._crop(element, rng, self.num_samples + margin)
@@ -151,7 +156,11 @@ def _fit(samples: np.ndarray, num_samples: int) -> np.ndarray:
     return np.pad(samples, (0, num_samples - len(samples)))
 
 
-@functools.lru_cache(maxsize=_COMPOSER_PIANOS)
+def _placed(position: int, element: Any) -> tuple[int, Any]:
+    return position, element
+
+
+@functools.lru_cache(maxsize=_PIANOS)
 def _piano(number: int, sample_rate: int) -> Any:
     from musicjax.data.synth import modelled_piano
 
@@ -159,7 +168,7 @@ def _piano(number: int, sample_rate: int) -> Any:
 
 
 def _compose_clip(
-    bank: str, rng: np.random.Generator, duration_s: float, sample_rate: int
+    bank: str, piano: int, rng: np.random.Generator, duration_s: float, sample_rate: int
 ) -> tuple[np.ndarray, Notes]:
     from musicjax.data.compose import compose
 
@@ -169,7 +178,7 @@ def _compose_clip(
 
         instrument = open_bank(bank, sample_rate)
     else:
-        instrument = _piano(int(rng.integers(_COMPOSER_PIANOS)), sample_rate)
+        instrument = _piano(piano, sample_rate)
     samples = _fit(instrument.render(notes, sample_rate, rng), round(duration_s * sample_rate))
     peak = float(np.abs(samples).max())
     return samples * np.float32(min(1.0, _PEAK / max(peak, 1e-6))), notes
@@ -218,6 +227,7 @@ def train_iterator(
         stream = grain.MapDataset.mix(parts, weights=config.weights)
     else:
         stream = grain.MapDataset.concatenate(parts).seed(config.seed).shuffle().repeat()
+    stream = stream.map_with_index(_placed)
     stream = stream.random_map(ClipMaker(config, targets, sample_rate), seed=config.seed)
     if process_count > 1:
         stream = stream[process_index::process_count]
@@ -235,8 +245,9 @@ def train_iterator(
             )
         )
     iterator = iter(clips.batch(local_batch, drop_remainder=True))
-    # Workers and shared memory must go before the interpreter does.
-    atexit.register(_close, weakref.ref(iterator))
+    _OPEN.add(iterator)
+    atexit.unregister(_close_all)
+    atexit.register(_close_all)  # again, to come before the exit handlers of multiprocessing
     return iterator
 
 
@@ -257,13 +268,16 @@ def examples(entries: Sequence[str], sample_rate: int = 16000) -> Iterator[Examp
 def _composed_examples(bank: str, sample_rate: int, seconds: float = 12.0) -> Iterator[Example]:
     for i in range(_COMPOSER_EXAMPLES):
         rng = np.random.default_rng([i, 0x7E57])  # a stream of its own: never seen in training
-        samples, notes = _compose_clip(bank, rng, seconds, sample_rate)
+        samples, notes = _compose_clip(bank, 2**20, rng, seconds, sample_rate)
         yield Example(f"composed-{i}", sample_rate, to_int16(samples), notes)
 
 
-def _close(iterator: "weakref.ref[Any]") -> None:
-    if (alive := iterator()) is not None:
-        alive.close()
+def _close_all() -> None:
+    """Ends workers and frees shared memory before the interpreter goes."""
+    for iterator in list(_OPEN):
+        iterator.close()
+    if _OPEN:
+        gc.collect()  # what `set_state` replaced hangs in reference cycles
 
 
 def _accept_absl_flags() -> None:
