@@ -17,8 +17,9 @@ import typing
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
-from beartype import BeartypeConf, beartype
+from beartype import BeartypeConf, BeartypeHintOverrides, beartype
 from jaxtyping import AbstractArray, install_import_hook
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,8 +28,14 @@ os.environ["JAX_PLATFORMS"] = os.environ.get("MUSICJAX_TEST_PLATFORM", "cpu")
 os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
-# An int is welcome where a float is asked for, as PEP 484 has it: beartype wants that said.
-_CONF = BeartypeConf(is_pep484_tower=True)
+# An int is welcome where a float is asked for, and a numpy scalar where a Python number is: what
+# comes out of an array may go into a function.
+_NUMBERS = {
+    bool: bool | np.bool_,
+    int: int | np.integer,
+    float: float | int | np.floating | np.integer,
+}
+_CONF = BeartypeConf(hint_overrides=BeartypeHintOverrides(_NUMBERS))
 
 
 def _mentions_array(annotation: object) -> bool:

@@ -16,7 +16,7 @@ import pytest
 # may be imported by all, and the registry reaches models by name only.
 ROOMS = [
     "version", "errors", "types", "files", "registry", "audio", "nn", "decode", "notes", "plots",
-    "data", "hub", "train", "metrics", "infer", "tasks", "cli",
+    "data", "hub", "train", "metrics", "infer", "tasks", "terminal", "arguments", "cli",
 ]  # fmt: skip
 # What a folder of models/ may use: what a network is made of, never what runs it.
 MODEL_ROOMS = {"errors", "types", "files", "registry", "audio", "nn", "decode", "notes", "hub"}
