@@ -155,11 +155,11 @@ def _get_config(name: str) -> Callable[..., Any]:
 
     path = Path(name)
     if path.suffix == ".py" and path.is_file():
-        import importlib.util
+        from importlib import util
 
-        spec = importlib.util.spec_from_file_location(path.stem, path)
+        spec = util.spec_from_file_location(path.stem, path)
         assert spec is not None and spec.loader is not None  # a .py file always has both
-        module = importlib.util.module_from_spec(spec)
+        module = util.module_from_spec(spec)
         spec.loader.exec_module(module)
     else:
         known = sorted(m.name for m in pkgutil.iter_modules(musicjax.configs.__path__))
