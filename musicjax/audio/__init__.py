@@ -1,6 +1,13 @@
 """Audio in and out, and the front-end that turns samples into features."""
 
-from musicjax.audio.frontend import FrontendConfig, frame_mask, num_frames, spectrogram
+from musicjax.audio.frontend import (
+    FrontendConfig,
+    complex_spectrogram,
+    frame_mask,
+    inverse_spectrogram,
+    num_frames,
+    spectrogram,
+)
 from musicjax.audio.io import (
     Audio,
     AudioInfo,
@@ -19,7 +26,9 @@ __all__ = [
     "FrontendConfig",
     "blocks",
     "check_samples",
+    "complex_spectrogram",
     "frame_mask",
+    "inverse_spectrogram",
     "load_audio",
     "num_frames",
     "preset",

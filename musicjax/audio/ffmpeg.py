@@ -31,7 +31,7 @@ class Decoder:
                 f"{name} is not WAV, FLAC, OGG or MP3, and ffmpeg, which reads other formats, is "
                 "not installed; install ffmpeg or convert the file."
             )
-        self._errors = tempfile.TemporaryFile()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         command = [
             program, "-nostdin", "-v", "error", "-protocol_whitelist", "file",
             "-i", f"file:{path.absolute()}", "-map", "0:a:0",

@@ -19,7 +19,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Complex, Float, Int
 
 from musicjax.audio import filterbanks, stft
 from musicjax.errors import AudioError, ConfigError
@@ -28,7 +28,7 @@ AnyArray = Array | np.ndarray
 
 _CHOICES = {
     "window": ("hann", "hamming", "rectangular"),
-    "padding": ("reflect", "zeros", "end", "none"),
+    "padding": ("reflect", "zeros", "end", "same", "none"),
     "features": ("spectrum", "real", "frames"),
     "dft": ("fft", "matmul"),
     "bank": ("mel", "none"),
@@ -38,7 +38,7 @@ _CHOICES = {
     "log": ("none", "ln", "log10", "db"),
     "log_floor_mode": ("clamp", "add", "replace"),
     "range_scope": ("clip", "batch"),
-    "standardise_audio": ("none", "clip", "frame", "frame_unbiased"),
+    "standardise": ("none", "frame", "frame_unbiased", "all_frames"),
 }
 
 
@@ -48,20 +48,21 @@ class FrontendConfig:
 
     Framing
       sample_rate        Hz; audio must be resampled to it before (`load_audio` does).
-      standardise_audio  "clip": subtract the clip's mean and divide by its deviation first;
-                         "frame" / "frame_unbiased": the same for each frame (CREPE; the second
-                         divides by N - 1). "none" leaves the audio alone.
-      standardise_floor  smallest deviation divided by.
       window_length      samples of the (periodic) window; centred in the DFT if shorter than it.
       fft_length         samples of the DFT.
       hop_length         samples between frames.
       window             "hann", "hamming" or "rectangular".
       padding            "reflect" or "zeros": half a DFT before and after, so that frame t is
                          centred on sample t * hop; "end": none before, zeros after, a frame at
-                         each multiple of the hop (MT3); "none": only frames inside the signal.
+                         each multiple of the hop (MT3); "same": zeros on both sides, as few as
+                         make ceil(N / hop) frames (Keras); "none": only frames inside the signal.
       drop_last_sample   leave out the last sample of the clip (the Onsets & Frames port).
       whole_hops         first pad with zeros to a whole number of hops.
       drop_last_frame    leave out the last frame.
+      standardise        subtract the mean and divide by the deviation of each "frame" before the
+                         window ("frame_unbiased" divides by N - 1), or of "all_frames" of the
+                         clip together (unbiased); "none" leaves the samples alone.
+      standardise_floor  smallest deviation divided by.
     Spectrum
       features           "spectrum": |X|^power; "real": |Re X|^power, a published slip that weights
                          depend on; "frames": the windowed samples themselves, no DFT.
@@ -76,6 +77,7 @@ class FrontendConfig:
       mel_norm           "slaney": each triangle has unit area over Hz; "none": unit height.
       mel_shape          triangles straight over "hz" (librosa, torchaudio) or "mel" (TensorFlow).
       bank_power         exponent applied after the filterbank.
+      round_to_half      round the filterbank's output to float16, as musicnn does.
     Log and range
       log                "none", "ln", "log10", or "db" = 10 log10.
       log_gain           x is multiplied by it first.
@@ -92,16 +94,16 @@ class FrontendConfig:
     """
 
     sample_rate: int = 16_000
-    standardise_audio: Literal["none", "clip", "frame", "frame_unbiased"] = "none"
-    standardise_floor: float = 1e-8
     window_length: int = 2048
     fft_length: int = 2048
     hop_length: int = 512
     window: Literal["hann", "hamming", "rectangular"] = "hann"
-    padding: Literal["reflect", "zeros", "end", "none"] = "reflect"
+    padding: Literal["reflect", "zeros", "end", "same", "none"] = "reflect"
     drop_last_sample: bool = False
     whole_hops: bool = False
     drop_last_frame: bool = False
+    standardise: Literal["none", "frame", "frame_unbiased", "all_frames"] = "none"
+    standardise_floor: float = 1e-8
     features: Literal["spectrum", "real", "frames"] = "spectrum"
     power: float = 2.0
     orthonormal: bool = False
@@ -114,6 +116,7 @@ class FrontendConfig:
     mel_norm: Literal["slaney", "none"] = "slaney"
     mel_shape: Literal["hz", "mel"] = "hz"
     bank_power: float = 1.0
+    round_to_half: bool = False
     log: Literal["none", "ln", "log10", "db"] = "ln"
     log_gain: float = 1.0
     log_floor: float = 1e-5
@@ -179,6 +182,8 @@ def _count_frames(num_samples: int | AnyArray, config: FrontendConfig):
         count = (n - config.fft_length) // hop + 1
     elif config.padding == "end":
         count = n // hop + 1
+    elif config.padding == "same":
+        count = -(-n // hop)
     else:  # an odd fft_length pads one sample less than it spans
         count = (n + 2 * (config.fft_length // 2) - config.fft_length) // hop + 1
     count = count - int(config.drop_last_frame)
@@ -222,20 +227,10 @@ def spectrogram(
     fills it, as `numpy.pad` does. Raises AudioError for zero samples.
     """
     audio = _as_float32(audio)
-    if audio.shape[-1] - int(config.drop_last_sample) < 1:
-        raise AudioError(
-            f"audio has shape {audio.shape}; the last axis is time and must hold at least "
-            f"{1 + int(config.drop_last_sample)} sample(s)."
-        )
-    total = num_frames(audio.shape[-1], config)
     mask = None if lengths is None else frame_mask(lengths, audio.shape[-1], config)
-    frames = _frames(audio, config, lengths, total)  # (*B, T, fft_length)
-    if config.standardise_audio in ("frame", "frame_unbiased"):
-        frames = _standardise(
-            frames, config.standardise_floor, unbiased=config.standardise_audio == "frame_unbiased"
-        )
+    frames = _standardise(_frames(audio, config, lengths), mask, config)  # (*B, T, fft_length)
     if window is None:
-        weights = stft.window(config.window, config.window_length, config.fft_length)
+        weights = _weights(config)
     else:
         weights = stft.centre_window(jnp.asarray(window, jnp.float32), config.fft_length)
         if weights.ndim == 2:  # (K, fft_length): an axis of windows before T
@@ -244,9 +239,44 @@ def spectrogram(
     if config.features == "frames":
         features = frames if config.window == "rectangular" and window is None else frames * weights
     else:
-        features = _spectrum_bins(frames, weights, config, bank)
-    features = _compress(features, config, mask)
+        features = _filtered(*stft.dft(frames, weights, config.dft), config, bank)
+    features = _compressed(features, config, mask)
     return features if mask is None else jnp.where(mask[..., None], features, 0.0)
+
+
+def complex_spectrogram(
+    audio: Float[AnyArray, "*B N"] | Int[AnyArray, "*B N"], config: FrontendConfig
+) -> Complex[Array, "*B T bins"]:
+    """The complex STFT with the framing of `config`; bins = fft_length // 2 + 1.
+
+    The first half of a separation front-end; `inverse_spectrogram` is the other. Filterbank, power
+    and log of the config play no part.
+    """
+    frames = _frames(_as_float32(audio), config, None)
+    real, imag = stft.dft(frames, _weights(config), config.dft)
+    norm = math.sqrt(config.fft_length) if config.orthonormal else 1.0
+    return jax.lax.complex(real / norm, imag / norm)
+
+
+def inverse_spectrogram(
+    spectrum: Complex[Array, "*B T bins"], config: FrontendConfig, num_samples: int
+) -> Float[Array, "*B N"]:
+    """Audio of exactly `num_samples` samples from a complex STFT made with `config`.
+
+    Least-squares inverse (Griffin and Lim 1984): windowed overlap-add divided by the overlap-add of
+    the squared window. It undoes `complex_spectrogram` exactly wherever some window is not zero,
+    which with centred padding and a hop of half a window or less is everywhere.
+    """
+    frames = jnp.fft.irfft(spectrum, n=config.fft_length)
+    if config.orthonormal:
+        frames = frames * math.sqrt(config.fft_length)
+    left = 0
+    if config.padding in ("reflect", "zeros"):
+        left = config.fft_length // 2
+    elif config.padding == "same":
+        left = _same_padding(num_samples, config)[0]
+    audio = stft.overlap_add_inverse(frames, _weights(config), config.hop_length)
+    return stft.pad_end(audio[..., left:], num_samples)[..., :num_samples]
 
 
 def _as_float32(audio: AnyArray) -> Array:
@@ -258,63 +288,84 @@ def _as_float32(audio: AnyArray) -> Array:
     return audio.astype(jnp.float32)
 
 
-def _frames(audio: Array, config: FrontendConfig, lengths, total: int) -> Array:
+def _weights(config: FrontendConfig) -> np.ndarray:
+    return stft.window(config.window, config.window_length, config.fft_length)
+
+
+def _frames(audio: Array, config: FrontendConfig, lengths: Array | None) -> Array:
     """Pad as the config says and cut into (*B, T, fft_length)."""
+    total = num_frames(audio.shape[-1], config)
+    if audio.shape[-1] - int(config.drop_last_sample) < 1:
+        raise AudioError(
+            f"audio has shape {audio.shape}; the last axis is time and must hold at least "
+            f"{1 + int(config.drop_last_sample)} sample(s)."
+        )
     if config.drop_last_sample:
         audio = audio[..., :-1]
-        lengths = None if lengths is None else jnp.asarray(lengths) - 1
     if lengths is not None:
-        lengths = jnp.asarray(lengths)
-        inside = jnp.arange(audio.shape[-1]) < lengths[..., None]
-        audio = jnp.where(inside, audio, 0.0)
-    if config.standardise_audio == "clip":
-        audio = _standardise_clip(audio, config.standardise_floor, lengths)
+        lengths = jnp.asarray(lengths) - int(config.drop_last_sample)
+        audio = jnp.where(jnp.arange(audio.shape[-1]) < lengths[..., None], audio, 0.0)
     hop, size = config.hop_length, config.fft_length
     if config.whole_hops:
-        audio = stft.pad_end(audio, -audio.shape[-1] % hop)
+        audio = stft.pad_end(audio, -(-audio.shape[-1] // hop) * hop)
         lengths = None if lengths is None else -(-lengths // hop) * hop
     if config.padding == "reflect":
         audio = stft.reflect(audio, size // 2, lengths)
     elif config.padding == "zeros":
-        audio = jnp.pad(audio, [(0, 0)] * (audio.ndim - 1) + [(size // 2, size // 2)])
+        audio = stft.pad(audio, size // 2, size // 2)
+    elif config.padding == "same" and lengths is None:
+        audio = stft.pad(audio, *_same_padding(audio.shape[-1], config))
+    elif config.padding == "same":
+        # Each clip has its own left padding: put it in after a right shift by that many samples.
+        audio = stft.shift(stft.pad(audio, 0, size), _same_padding(lengths, config)[0])
     return stft.frame(audio, size, hop, total)
 
 
-def _standardise(x: Array, floor: float, *, unbiased: bool) -> Array:
-    x = x - x.mean(axis=-1, keepdims=True)
-    count = x.shape[-1] - int(unbiased)
-    deviation = stft.safe_sqrt((x * x).sum(axis=-1, keepdims=True) / count)
-    return x / jnp.maximum(deviation, floor)
+def _same_padding(num_samples: int | Array, config: FrontendConfig) -> tuple:
+    """Zeros before and after that make ceil(N / hop) frames; the odd one goes after."""
+    hop = config.hop_length
+    missing = (-(-num_samples // hop) - 1) * hop + config.fft_length - num_samples
+    missing = max(missing, 0) if isinstance(missing, int) else jnp.maximum(missing, 0)
+    return missing // 2, missing - missing // 2
 
 
-def _standardise_clip(audio: Array, floor: float, lengths) -> Array:
-    if lengths is None:
-        return _standardise(audio, floor, unbiased=True)
-    inside = jnp.arange(audio.shape[-1]) < lengths[..., None]
-    count = lengths[..., None].astype(jnp.float32)
-    centred = jnp.where(inside, audio - audio.sum(-1, keepdims=True) / count, 0.0)
-    deviation = stft.safe_sqrt((centred * centred).sum(-1, keepdims=True) / (count - 1))
-    return centred / jnp.maximum(deviation, floor)
+def _standardise(frames: Array, mask: Array | None, config: FrontendConfig) -> Array:
+    """Zero mean and unit deviation per frame, or over all frames of a clip that count."""
+    if config.standardise == "none":
+        return frames
+    together = config.standardise == "all_frames"
+    axes = (-2, -1) if together else (-1,)
+    if mask is None or not together:
+        counted, count = jnp.ones_like(frames[..., :1]), math.prod(frames.shape[a] for a in axes)
+    else:
+        counted = mask[..., None].astype(jnp.float32)
+        count = counted.sum(axis=(-2, -1), keepdims=True) * frames.shape[-1]
+    centred = frames - (frames * counted).sum(axis=axes, keepdims=True) / count
+    degrees = count - int(config.standardise != "frame")
+    variance = (centred * centred * counted).sum(axis=axes, keepdims=True) / degrees
+    return centred / jnp.maximum(stft.safe_sqrt(variance), config.standardise_floor)
 
 
-def _spectrum_bins(frames: Array, weights, config: FrontendConfig, bank) -> Array:
+def _filtered(real: Array, imag: Array, config: FrontendConfig, bank: AnyArray | None) -> Array:
     """(|X| or |Re X|)^power through the filterbank."""
-    real, imag = stft.dft(frames, weights, config.dft)
-    if config.orthonormal:
-        real, imag = real / math.sqrt(config.fft_length), imag / math.sqrt(config.fft_length)
     squared = real * real if config.features == "real" else real * real + imag * imag
+    if config.orthonormal:
+        squared = squared / config.fft_length
     bins = stft.power_of_square(squared, config.power)
     if bank is not None:
         features = jnp.matmul(bins, jnp.asarray(bank, jnp.float32), precision="highest")
     elif config.bank == "mel":
-        features = filterbanks.apply(bins, filterbanks.mel_bank(*_mel_arguments(config)))
+        features = filterbanks.apply(bins, mel_matrix(config))
     else:
-        return bins
-    return features if config.bank_power == 1.0 else features**config.bank_power
+        features = bins
+    if config.bank_power != 1.0:
+        features = features**config.bank_power
+    return features.astype(jnp.float16).astype(jnp.float32) if config.round_to_half else features
 
 
-def _mel_arguments(config: FrontendConfig) -> tuple:
-    return (
+def mel_matrix(config: FrontendConfig) -> Float[np.ndarray, "bins F"]:
+    """The configured mel filterbank, float32 (fft_length // 2 + 1, num_bins)."""
+    return filterbanks.mel_bank(
         config.sample_rate,
         config.fft_length,
         config.num_bins,
@@ -326,12 +377,7 @@ def _mel_arguments(config: FrontendConfig) -> tuple:
     )
 
 
-def mel_matrix(config: FrontendConfig) -> np.ndarray:
-    """The configured filterbank as a float32 matrix (fft_length // 2 + 1, num_bins)."""
-    return filterbanks.mel_bank(*_mel_arguments(config))
-
-
-def _compress(x: Array, config: FrontendConfig, mask: Array | None) -> Array:
+def _compressed(x: Array, config: FrontendConfig, mask: Array | None) -> Array:
     """Log, dynamic range, normalisation."""
     if config.log_gain != 1.0:
         x = x * config.log_gain

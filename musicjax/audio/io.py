@@ -21,18 +21,13 @@ import soxr
 
 from musicjax.audio import ffmpeg
 from musicjax.errors import AudioError, OutputError
+from musicjax.files import atomic_write
 
 Source = str | os.PathLike[str] | BinaryIO
 
 _READ_FRAMES = 1 << 18  # frames decoded at a time: 6 s at 44.1 kHz
-_SOUNDFILE_SUFFIXES = {
-    ".wav": "WAV",
-    ".flac": "FLAC",
-    ".ogg": "OGG",
-    ".mp3": "MP3",
-    ".aiff": "AIFF",
-}
-_EXACT_LENGTH = {"WAV", "WAVEX", "FLAC", "AIFF", "OGG"}  # formats whose header length is a promise
+_WRITABLE = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG", ".mp3": "MP3", ".aiff": "AIFF"}
+_EXACT_LENGTH = {"WAV", "WAVEX", "FLAC", "AIFF", "OGG"}  # the header's length is a promise
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,34 +119,28 @@ def probe(source: Source) -> AudioInfo:
 
 
 def save_audio(path: str | os.PathLike[str], samples: np.ndarray, sample_rate: int) -> Path:
-    """Write samples in [-1, 1], (N,) or (C, N), as WAV, FLAC, OGG, MP3 or AIFF by the path's ending.
+    """Write samples in [-1, 1], (N,) or (C, N); the path's ending says the format.
 
-    WAV, FLAC and AIFF get 16 bits; what exceeds full scale is clipped. The file appears whole or
-    not at all. Raises OutputError if it cannot be written, AudioError if samples are not audio.
+    WAV, FLAC, OGG, MP3 and AIFF; the lossless ones with 16 bits. What exceeds full scale is
+    clipped. The file appears whole or not at all. Raises OutputError if it cannot be written,
+    AudioError if samples are not audio.
     """
     path = Path(path)
-    samples = np.asarray(samples, np.float32)
     check_samples(samples, sample_rate)
-    container = _SOUNDFILE_SUFFIXES.get(path.suffix.lower())
+    container = _WRITABLE.get(path.suffix.lower())
     if container is None:
-        known = ", ".join(sorted(_SOUNDFILE_SUFFIXES))
-        raise OutputError(f"{path} ends in {path.suffix!r}; audio can be written as {known}.")
-    temporary = None
-    try:
-        handle, temporary = tempfile.mkstemp(suffix=path.suffix, prefix=".", dir=path.parent)
-        os.close(handle)
-        soundfile.write(temporary, samples.T, sample_rate, format=container)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except (OSError, soundfile.LibsndfileError) as error:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-        reason = getattr(error, "strerror", None) or getattr(error, "error_string", None) or error
         raise OutputError(
-            f"{path} cannot be written ({str(reason).strip('. ')}); choose a folder that exists, "
-            "has space and allows writing."
-        ) from error
+            f"{path} ends in {path.suffix!r}; audio can be written as {', '.join(_WRITABLE)}."
+        )
+    with atomic_write(path) as file:
+        try:
+            soundfile.write(file, np.asarray(samples, np.float32).T, sample_rate, format=container)
+        except soundfile.LibsndfileError as error:
+            raise OutputError(
+                f"{path} cannot be written: {container} does not hold "
+                f"{1 if samples.ndim == 1 else len(samples)} channel(s) at {sample_rate} Hz "
+                f"({error.error_string.strip('. ')}); write a WAV file."
+            ) from error
     return path
 
 
@@ -243,8 +232,8 @@ class _SoundfileDecoder:
     def _broken(self, done: int) -> str:
         return (
             f"{self._name} is damaged or cut short: its header promises "
-            f"{self._file.frames / self.sample_rate:.2f} s but only {done / self.sample_rate:.2f} s "
-            "can be decoded; copy it again from its source."
+            f"{self._file.frames / self.sample_rate:.2f} s but only "
+            f"{done / self.sample_rate:.2f} s can be decoded; copy it again from its source."
         )
 
     def close(self) -> None:
@@ -338,9 +327,3 @@ def _name(source: Source) -> str:
         return str(source)
     name = getattr(source, "name", None)
     return name if isinstance(name, str) else "the audio file object"
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -5,11 +5,11 @@ from slices rather than gathers, so that they are as fast backwards as forwards.
 """
 
 import functools
-import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Complex, Float, Int
+from jaxtyping import Array, Float, Int
 
 AnyArray = Array | np.ndarray
 
@@ -58,12 +58,22 @@ def reflect(
     return jnp.where(position <= last + width, values, 0.0)
 
 
-def pad_end(audio: Float[AnyArray, "*B N"], width: int) -> Float[Array, "*B padded"]:
-    """Zeros after the last sample; nothing if `width` is not positive."""
+def pad(audio: Float[AnyArray, "*B N"], left: int, right: int) -> Float[Array, "*B padded"]:
+    """Zeros before and after."""
     audio = jnp.asarray(audio)
-    if width <= 0:
-        return audio
-    return jnp.pad(audio, [(0, 0)] * (audio.ndim - 1) + [(0, width)])
+    return jnp.pad(audio, [(0, 0)] * (audio.ndim - 1) + [(left, right)])
+
+
+def pad_end(audio: Float[AnyArray, "*B N"], length: int) -> Float[Array, "*B padded"]:
+    """Zeros after the last sample up to `length` samples; nothing if there are that many."""
+    return pad(audio, 0, max(length - audio.shape[-1], 0))
+
+
+def shift(audio: Float[Array, "*B N"], width: Int[Array, "*B"]) -> Float[Array, "*B N"]:
+    """Delay each clip by its own number of samples; zeros come in, the end falls off."""
+    source = jnp.arange(audio.shape[-1]) - width[..., None]
+    moved = jnp.take_along_axis(audio, jnp.maximum(source, 0), axis=-1)
+    return jnp.where(source >= 0, moved, 0.0)
 
 
 def frame(
@@ -77,7 +87,7 @@ def frame(
     """
     pieces = -(-size // hop)
     rows = count - 1 + pieces
-    audio = pad_end(audio, rows * hop - audio.shape[-1])
+    audio = pad_end(audio, rows * hop)
     blocks = audio[..., : rows * hop].reshape(*audio.shape[:-1], rows, hop)
     columns = [blocks[..., k : k + count, : min(hop, size - k * hop)] for k in range(pieces)]
     return jnp.concatenate(columns, axis=-1)
@@ -95,6 +105,22 @@ def overlap_add(frames: Float[Array, "*B T size"], hop: int) -> Float[Array, "*B
         total = total + jnp.pad(column, rows)
     flat = total.reshape(*frames.shape[:-2], (count - 1 + pieces) * hop)
     return flat[..., : (count - 1) * hop + size]
+
+
+def overlap_add_inverse(
+    frames: Float[Array, "*B T size"], weights: Float[np.ndarray, "size"], hop: int
+) -> Float[Array, "*B N"]:
+    """Signal whose windowed frames are nearest to `frames`: sum(w x) / sum(w^2).
+
+    Zero where no window reaches. Griffin and Lim 1984, equation 6.
+    """
+    # The barrier keeps XLA from computing the envelope, as long as the signal, while compiling.
+    squared = jax.lax.optimization_barrier(jnp.asarray(weights) ** 2)
+    envelope = overlap_add(jnp.broadcast_to(squared, frames.shape[-2:]), hop)
+    covered = envelope > 1e-11
+    return jnp.where(
+        covered, overlap_add(frames * weights, hop) / jnp.where(covered, envelope, 1.0), 0.0
+    )
 
 
 def dft(
