@@ -10,10 +10,10 @@ pitch, so that no note-off is ambiguous; programs beyond MIDI's fifteen pitched 
 further ports. Times are kept to 1/19200 s.
 """
 
+import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import Float64, Int64, UInt8
@@ -44,7 +44,7 @@ class _Damage(Exception):
     """What is wrong in the bytes; the public reader says in which file."""
 
 
-def read_midi(source: str | os.PathLike[str] | BinaryIO, *, sustained: bool = False) -> Notes:
+def read_midi(source: str | os.PathLike[str] | io.BufferedIOBase, *, sustained: bool = False) -> Notes:
     """Read a standard MIDI file (type 0, 1 or 2, or RIFF-wrapped) into sorted Notes with pedals.
 
     Notes that are never released end with their track. Tempo changes and SMPTE time are followed.
@@ -260,7 +260,7 @@ def _system_event(data: bytes, position: int) -> tuple[int, int, bytes]:
     return position + length, meta, data[position : position + length]
 
 
-def write_midi(notes: Notes, target: str | os.PathLike[str] | BinaryIO) -> None:
+def write_midi(notes: Notes, target: str | os.PathLike[str] | io.BufferedIOBase) -> None:
     """Write notes and pedals as a standard MIDI file of type 1 at 120 beats per minute.
 
     Reading it back gives the notes sorted, with times within 1/38400 s, velocities of at least 1

@@ -1,12 +1,11 @@
 """Notes as parallel arrays: the symbols that every transcriber writes and every trainer reads."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, overload
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int, Int16, UInt8
-from numpy.typing import ArrayLike
 
 from musicjax.errors import DataError
 
@@ -23,6 +22,10 @@ def pitch_name(pitch: int) -> str:
     return f"{NOTE_NAMES[degree]}{octave - 1}"
 
 
+# One value for every note, or one each.
+Values = np.ndarray | np.generic | Sequence[Any] | float | bool
+
+
 class Note(NamedTuple):
     """One note. Times in seconds, MIDI pitch and velocity 0..127, General MIDI program 0..127."""
 
@@ -34,8 +37,11 @@ class Note(NamedTuple):
     is_drum: bool = False
 
 
-def _times(values: ArrayLike, name: str) -> np.ndarray:
-    array = np.array(values, dtype=np.float64)
+def _times(values: Values, name: str) -> np.ndarray:
+    try:
+        array = np.array(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise DataError(f"{name} must be a list of seconds; got {values!r:.80}.") from None
     if array.ndim != 1:
         raise DataError(f"{name} must be a list of seconds, one a note; got shape {array.shape}.")
     if not np.isfinite(array).all():
@@ -44,12 +50,14 @@ def _times(values: ArrayLike, name: str) -> np.ndarray:
     return array
 
 
-def _whole(values: ArrayLike, name: str, dtype: Any, length: int) -> np.ndarray:
+def _whole(values: Values, name: str, dtype: Any, length: int) -> np.ndarray:
     array = np.asarray(values)
     if array.shape != (length,):
         raise DataError(
             f"{name} must have one entry for each of {length} onsets; got {array.shape}."
         )
+    if array.dtype.kind not in "biuf" and length:
+        raise DataError(f"{name} must be whole numbers from 0 to 127; got {values!r:.80}.")
     rounded = np.rint(array) if array.dtype.kind == "f" else array
     if length and not ((rounded == array).all() and rounded.min() >= 0 and rounded.max() <= 127):
         raise DataError(
@@ -91,10 +99,10 @@ class Pedal:
     @classmethod
     def from_arrays(
         cls,
-        time_s: ArrayLike,
-        value: ArrayLike,
-        number: ArrayLike = SUSTAIN,
-        program: ArrayLike = 0,
+        time_s: Values,
+        value: Values,
+        number: Values = SUSTAIN,
+        program: Values = 0,
     ) -> "Pedal":
         """Make pedal events; number and program may be one value for all."""
         count = len(np.atleast_1d(time_s))
@@ -182,12 +190,12 @@ class Notes:
     @classmethod
     def from_arrays(
         cls,
-        onset_s: ArrayLike,
-        offset_s: ArrayLike,
-        pitch: ArrayLike,
-        velocity: ArrayLike = DEFAULT_VELOCITY,
-        program: ArrayLike = 0,
-        is_drum: ArrayLike = False,
+        onset_s: Values,
+        offset_s: Values,
+        pitch: Values,
+        velocity: Values = DEFAULT_VELOCITY,
+        program: Values = 0,
+        is_drum: Values = False,
         pedal: Pedal | None = None,
     ) -> "Notes":
         """Make notes from lists or arrays; the last three may be one value for all notes."""
@@ -207,8 +215,9 @@ class Notes:
     @classmethod
     def from_notes(cls, notes: Iterable[Note], pedal: Pedal | None = None) -> "Notes":
         """Make notes from single notes."""
-        columns = list(zip(*notes, strict=True)) or [[], [], []]
-        return cls.from_arrays(*columns, pedal=pedal)
+        rows = list(notes)
+        columns = {name: [getattr(row, name) for row in rows] for name in Note._fields}
+        return cls.from_arrays(**columns, pedal=pedal)
 
     @classmethod
     def concat(cls, parts: Iterable["Notes"]) -> "Notes":
@@ -216,12 +225,12 @@ class Notes:
         parts = list(parts)
         if not parts:
             return cls.empty()
-        columns = (
-            np.concatenate(group) for group in zip(*(p.columns() for p in parts), strict=True)
-        )
+        columns = {
+            name: np.concatenate([getattr(part, name) for part in parts]) for name in Note._fields
+        }
         pedals = [part.pedal.columns() for part in parts if part.pedal is not None]
         joined = [np.concatenate(group) for group in zip(*pedals, strict=True)]
-        return cls(*columns, pedal=Pedal(*joined) if joined else None)
+        return cls(**columns, pedal=Pedal(*joined) if joined else None)
 
     def columns(self) -> tuple[np.ndarray, ...]:
         return (self.onset_s, self.offset_s, self.pitch, self.velocity, self.program, self.is_drum)
@@ -340,7 +349,7 @@ class Notes:
         parts = [f"{len(self)} notes", f"{self.onset_s.min():.3f}-{self.duration_s:.3f} s"]
         pitched = self.pitch[~self.is_drum]
         if len(pitched):
-            parts.append(f"{pitch_name(pitched.min())}-{pitch_name(pitched.max())}")
+            parts.append(f"{pitch_name(int(pitched.min()))}-{pitch_name(int(pitched.max()))}")
             parts.append(f"velocity {self.velocity.min()}-{self.velocity.max()}")
         programs = len(np.unique(self.program[~self.is_drum]))
         if programs > 1:

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +38,7 @@ _TRUE, _FALSE = ("1", "true", "yes"), ("0", "false", "no", "")
 PathName = str | os.PathLike[str]
 
 
-def write_csv(notes: Notes, target: PathName | TextIO) -> None:
+def write_csv(notes: Notes, target: PathName | io.TextIOBase) -> None:
     """Write notes as CSV: onset_s,offset_s,pitch,velocity,program,is_drum (0 or 1).
 
     Pedals have no place in it: write `notes.sustained()` for the offsets that are heard, or MIDI
@@ -53,7 +53,7 @@ def write_csv(notes: Notes, target: PathName | TextIO) -> None:
     _put(text.getvalue(), target)
 
 
-def read_csv(source: PathName | TextIO, *, sustained: bool = False) -> Notes:
+def read_csv(source: PathName | io.TextIOBase, *, sustained: bool = False) -> Notes:
     """Read sorted notes from CSV with a header; separated by comma, semicolon or tab.
 
     Needed are an onset, an offset or duration, and a pitch (MIDI number, or Hz, taken to the
@@ -146,7 +146,7 @@ def as_dict(notes: Notes) -> dict[str, Any]:
     return document
 
 
-def from_dict(document: Mapping[str, Any], name: str = "The notes document") -> Notes:
+def from_dict(document: Any, name: str = "The notes document") -> Notes:
     """The notes of what `as_dict` made; velocity, program and is_drum may be absent.
 
     Errors: DataError when it has another form; `name` is how the error calls it.
@@ -168,7 +168,7 @@ def from_dict(document: Mapping[str, Any], name: str = "The notes document") -> 
         ) from None
 
 
-def write_json(notes: Notes, target: PathName | TextIO) -> None:
+def write_json(notes: Notes, target: PathName | io.TextIOBase) -> None:
     """Write notes and pedals as JSON, one note a line. Errors: OutputError."""
     document = as_dict(notes)
     parts = []
@@ -181,7 +181,7 @@ def write_json(notes: Notes, target: PathName | TextIO) -> None:
     _put("{" + ",\n ".join(parts) + "}\n", target)
 
 
-def read_json(source: PathName | TextIO) -> Notes:
+def read_json(source: PathName | io.TextIOBase) -> Notes:
     """Read what `write_json` wrote, in the order it was written.
 
     Errors: DataError when the file is missing, is not JSON or has another form.
@@ -194,7 +194,7 @@ def read_json(source: PathName | TextIO) -> Notes:
     return from_dict(document, name)
 
 
-def _put(text: str, target: PathName | TextIO) -> None:
+def _put(text: str, target: PathName | io.TextIOBase) -> None:
     if isinstance(target, str | os.PathLike):
         with atomic_write(target) as file:
             file.write(text.encode())
@@ -202,7 +202,7 @@ def _put(text: str, target: PathName | TextIO) -> None:
         target.write(text)
 
 
-def _get(source: PathName | TextIO) -> tuple[str, str]:
+def _get(source: PathName | io.TextIOBase) -> tuple[str, str]:
     if not isinstance(source, str | os.PathLike):
         return source.read(), str(getattr(source, "name", "The stream"))
     path = Path(source)
