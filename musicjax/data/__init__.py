@@ -14,14 +14,13 @@ from typing import Any
 
 _EXPORTS = {
     "AugmentConfig": "augment",
-    "augment": "augment",
-    "compose": "compose",
     "DataConfig": "pipeline",
     "Example": "records",
     "ImportConfig": "imports",
     "NoteBank": "synth",
     "RecordSource": "records",
     "RenderConfig": "render",
+    "command": "verbs",
     "examples": "pipeline",
     "folder_source": "corpora",
     "import_dataset": "imports",
@@ -30,16 +29,20 @@ _EXPORTS = {
     "write_shard": "records",
 }
 _MODULES = (
+    "augment",
     "bank",
     "compose",
     "corpora",
+    "fluidsynth",
     "imports",
+    "instruments",
     "performance",
     "pipeline",
     "records",
     "render",
     "synth",
     "textures",
+    "verbs",
 )
 
 __all__ = sorted(_EXPORTS)

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from musicjax.data.augment import AugmentConfig, augment
+from musicjax.data.corpora import Recording, folder_source
 from musicjax.data.records import Example, Record, RecordSource, to_float, to_int16
 from musicjax.errors import ConfigError, DataError, MissingDependencyError
 from musicjax.notes import Notes
@@ -115,7 +116,7 @@ class ClipMaker:
         return round(self.config.clip_s * self.sample_rate)
 
     def __call__(
-        self, placed: tuple[int, Record | Example | _Blank], rng: np.random.Generator
+        self, placed: tuple[int, Record | Recording | _Blank], rng: np.random.Generator
     ) -> dict[str, np.ndarray]:
         position, element = placed
         margin = round(_MARGIN * self.num_samples) if self.config.augment else 0
@@ -133,7 +134,7 @@ class ClipMaker:
         return {"audio": audio, **self.targets(notes, 0.0, self.num_samples)}
 
     def _crop(
-        self, element: Record | Example, rng: np.random.Generator, count: int
+        self, element: Record | Recording, rng: np.random.Generator, count: int
     ) -> tuple[np.ndarray, Notes]:
         if element.sample_rate != self.sample_rate:
             raise DataError(
@@ -174,7 +175,7 @@ def _compose_clip(
 
     notes = compose(rng, duration_s)
     if bank:
-        from musicjax.data.render import open_bank
+        from musicjax.data.instruments import open_bank
 
         instrument = open_bank(bank, sample_rate)
     else:
@@ -184,15 +185,16 @@ def _compose_clip(
     return samples * np.float32(min(1.0, _PEAK / max(peak, 1e-6))), notes
 
 
-def open_source(entry: str) -> Sequence[Any]:
-    """Random access to the examples that one entry of `DataConfig.train` or `.valid` names."""
+def open_source(entry: str, sample_rate: int = 16000) -> Sequence[Any]:
+    """Random access to the examples that one entry of `DataConfig.train` or `.valid` names.
+
+    Recordings in folders are delivered at `sample_rate` Hz; records keep the rate they have.
+    """
     if entry.startswith(_COMPOSER):
         return _ComposerSource(entry.removeprefix(_COMPOSER))
     path = Path(entry)
     if path.is_dir() and next(path.rglob("*.array_record"), None) is None:
-        from musicjax.data.corpora import folder_source
-
-        return folder_source(path)
+        return folder_source(path, sample_rate)
     return RecordSource(path)
 
 
@@ -221,7 +223,7 @@ def train_iterator(
             f"data.batch_size is {config.batch_size}, which {process_count} processes cannot "
             "share equally: choose a multiple."
         )
-    parts = [grain.MapDataset.source(open_source(entry)) for entry in config.train]
+    parts = [grain.MapDataset.source(open_source(entry, sample_rate)) for entry in config.train]
     if config.weights:
         parts = [p.seed(config.seed + i).shuffle().repeat() for i, p in enumerate(parts)]
         stream = grain.MapDataset.mix(parts, weights=config.weights)
@@ -254,15 +256,15 @@ def train_iterator(
 def examples(entries: Sequence[str], sample_rate: int = 16000) -> Iterator[Example]:
     """The examples that `entries` name, whole and in order, for evaluation.
 
-    `sample_rate` is used by `composer:` only; stored examples keep their own.
+    `sample_rate` is for `composer:` and folders of recordings; records keep the rate they have.
     """
     for entry in entries:
-        source = open_source(entry)
+        source = open_source(entry, sample_rate)
         if isinstance(source, _ComposerSource):
             yield from _composed_examples(source.bank, sample_rate)
         else:
             for element in source:
-                yield element.example() if isinstance(element, Record) else element
+                yield element.example()
 
 
 def _composed_examples(bank: str, sample_rate: int, seconds: float = 12.0) -> Iterator[Example]:

@@ -1,0 +1,149 @@
+"""`musicjax data render | import | compose`: typed options, a progress bar, one line of result."""
+
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from musicjax.errors import ConfigError
+
+_EXAMPLES = {
+    "render": """examples:
+  musicjax data render --out data/train --midi pop909.tar.gz giantmidi_piano.tar.gz
+      --instruments /usr/share/sounds bank:salamander modelled: --hours 20
+  musicjax data render --out data/made-up --hours 2""",
+    "import": """examples:
+  musicjax data import --dataset maestro --root ~/maestro-v3.0.0 --out data/maestro
+  musicjax data import --dataset folder --root recordings --out data/own""",
+    "compose": """examples:
+  musicjax data compose --out pieces --count 5 --seconds 30 --style song""",
+}
+
+
+@dataclass(frozen=True)
+class ComposeConfig:
+    """Write random piano pieces as MIDI files."""
+
+    out: Path
+    """Folder to write to."""
+    count: int = 1
+    """How many pieces."""
+    seconds: float = 60.0
+    """Length of each in seconds."""
+    style: str | None = None
+    """One style for all, such as song or runs; none mixes them."""
+    audio: bool = False
+    """Also play each on a modelled piano and write a FLAC file."""
+    seed: int = 0
+    """Seed; piece i follows from (seed, i)."""
+
+
+def command(action: str, arguments: Sequence[str]) -> int:
+    """Run one action with its command line options; returns the exit code."""
+    import tyro
+
+    config_type, run = _actions()[action]
+    description = f"{config_type.__doc__}\n\n{_EXAMPLES[action]}"
+    config = tyro.cli(
+        config_type,
+        prog=f"musicjax data {action}",
+        args=list(arguments),
+        description=description,
+    )
+    return run(config)
+
+
+def _actions() -> dict[str, tuple[Any, Callable[[Any], int]]]:
+    from musicjax.data.imports import ImportConfig
+    from musicjax.data.render import RenderConfig
+
+    return {
+        "render": (RenderConfig, _render),
+        "import": (ImportConfig, _import),
+        "compose": (ComposeConfig, _compose),
+    }
+
+
+def _render(config: Any) -> int:
+    from musicjax.data.render import render_corpus
+
+    with _progress(f"Rendering to {config.out}") as show:
+        count = render_corpus(config, show)
+    hours = count * config.excerpt_s / 3600
+    _say(f"{count} examples, {hours:.2f} hours, in {config.out}")
+    return 0
+
+
+def _import(config: Any) -> int:
+    from musicjax.data.imports import import_dataset
+
+    with _progress(f"Importing to {config.out}") as show:
+        outcome = import_dataset(**dataclasses.asdict(config), on_progress=show)
+    for split, count in outcome.examples.items():
+        _say(f"{split}: {count} examples in {config.out / split}")
+    for line in outcome.left_out:
+        _say(f"left out: {line}")
+    return 0
+
+
+def _compose(config: ComposeConfig) -> int:
+    from musicjax.data.compose import compose
+    from musicjax.notes import write_midi
+
+    if config.count < 1:
+        raise ConfigError(f"count is {config.count}; expected at least 1.")
+    config.out.mkdir(parents=True, exist_ok=True)
+    with _progress(f"Composing to {config.out}") as show:
+        for i in range(config.count):
+            rng = np.random.default_rng([config.seed, i])
+            notes = compose(rng, config.seconds, config.style)
+            write_midi(notes, config.out / f"piece-{i:04d}.mid")
+            if config.audio:
+                from musicjax.audio import save_audio
+                from musicjax.data.instruments import play
+
+                samples = play(notes, "modelled:", 44100, rng, piano=i)
+                samples *= 0.9 / max(float(np.abs(samples).max()), 1e-6)
+                save_audio(config.out / f"piece-{i:04d}.flac", samples, 44100)
+            show(i + 1, config.count)
+    _say(f"{config.count} pieces in {config.out}")
+    return 0
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+
+
+@contextmanager
+def _progress(title: str):
+    """A bar on standard error with the share done, the pace and the time left."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=None)
+
+        def show(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        yield show
