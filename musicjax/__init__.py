@@ -31,7 +31,7 @@ _EXPORTS = {
     "read_midi": "musicjax.notes",
     "write_midi": "musicjax.notes",
 }
-_ROOMS = ("audio", "data", "decode", "hub", "infer", "metrics", "nn", "notes", "plots", "tasks", "train")
+_ROOMS = ("audio", "data", "hub", "infer", "metrics", "nn", "notes", "plots", "tasks", "train")
 
 __all__ = ["__version__", *_EXPORTS]
 

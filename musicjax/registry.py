@@ -50,7 +50,7 @@ class System:
     """One published system: dotted references (`module:attribute`) to its parts, and its cards.
 
     model       nnx.Module class, built as `Model(config, rngs=nnx.Rngs(0))`
-    config      function `variant -> frozen model config`; always knows "tiny" and every tag's variant
+    config      function `variant -> frozen model config`; knows "tiny" and every tag's variant
     loss        `(model, batch, *, key, train) -> (scalar, dict of scalars)`
     targets     `(notes, start_s, num_samples, config) -> dict of numpy arrays`, host side, no jax
     decode      `(activations, config, **options) -> symbols`, host side
