@@ -246,7 +246,9 @@ def _add_decoding(verb: argparse.ArgumentParser, model: str) -> None:
     for name in decode_options(system):
         flag = f"--{name.replace('_', '-')}"
         kind = _reader(flag, hints.get(name, str))
-        verb.add_argument(flag, dest=_DECODING + name, type=kind, default=argparse.SUPPRESS)
+        verb.add_argument(
+            flag, dest=_DECODING + name, metavar="VALUE", type=kind, default=argparse.SUPPRESS
+        )
 
 
 def _reader(flag: str, kind: Any) -> Callable[[str], Any]:

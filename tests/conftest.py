@@ -95,3 +95,45 @@ def shared() -> Callable[[str], Path]:
         return path
 
     return find
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> tuple[typing.Any, typing.Any]:
+    """Onsets and Frames at its tiny size with random values: (model, config).
+
+    Filled by numpy: initialisers would each be compiled, which takes longer than most tests.
+    """
+    import jax.numpy as jnp
+    import numpy as np
+    from flax import nnx
+
+    from musicjax import registry
+
+    system = registry.find_system("onsets_frames")
+    config = system.resolve("config")("tiny")
+    make = system.resolve("model")
+    graph, abstract = nnx.split(nnx.eval_shape(lambda: make(config, rngs=nnx.Rngs(0))))
+    rng = np.random.default_rng(0)
+
+    def fill(keys: tuple, shape: tuple[int, ...]) -> np.ndarray:
+        if len(shape) > 1:
+            return rng.normal(size=shape) / np.sqrt(np.prod(shape[:-1]))
+        return np.full(shape, float(keys[-1] in ("scale", "var")))
+
+    leaves = []
+    for keys, variable in nnx.to_flat_state(abstract):
+        spec = variable.get_value()
+        leaves.append((keys, variable.replace(jnp.asarray(fill(keys, spec.shape), spec.dtype))))
+    return nnx.merge(graph, nnx.from_flat_state(leaves)), config
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(
+    tiny_model: tuple[typing.Any, typing.Any], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The same as a weights file."""
+    from musicjax.hub import save_weights
+
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    save_weights(path, *tiny_model, system="onsets_frames", dtype="float32")
+    return path

@@ -153,13 +153,11 @@ def _transfer(source: Source, address: str, part: Path, progress: Progress | Non
                 return
             broken: Exception = ConnectionError(f"broke off after {after:,} bytes")
         except urllib.error.HTTPError as error:
+            broken = ConnectionError(f"the server answered {error.code} {error.reason}")
             if error.code == 416 and before:  # the server has no such range: begin again
                 part.unlink(missing_ok=True)
             elif error.code < 500:
-                raise _unreachable(
-                    source, f"the server answered {error.code} {error.reason}"
-                ) from error
-            broken = error
+                raise _unreachable(source, str(broken)) from error
         except (OSError, http.client.HTTPException) as error:
             broken = error
         grown = part.is_file() and part.stat().st_size > before
