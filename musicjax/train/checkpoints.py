@@ -17,8 +17,22 @@ from flax import nnx
 from musicjax.errors import WeightsError
 from musicjax.hub import save_weights
 from musicjax.registry import System
-from musicjax.train.config import CheckpointConfig, RunConfig, load_run_config, system_of
-from musicjax.train.state import TrainState, averaged_model, make_optimizer, new_state
+from musicjax.train.config import (
+    CheckpointConfig,
+    MeshConfig,
+    RunConfig,
+    load_run_config,
+    system_of,
+)
+from musicjax.train.mesh import make_mesh, on_mesh
+from musicjax.train.rules import state_shardings
+from musicjax.train.state import (
+    TrainState,
+    averaged_model,
+    make_optimizer,
+    new_state,
+    split_definition,
+)
 from musicjax.version import __version__
 
 FOLDER = "checkpoints"
@@ -194,18 +208,17 @@ def checkpoint_model(
     def make() -> TrainState:
         return new_state(model_class(config.model, rngs=nnx.Rngs(0)), optimizer, config.optim)
 
-    graphdef = nnx.split(
-        nnx.eval_shape(lambda: model_class(config.model, rngs=nnx.Rngs(0))), nnx.Param, ...
-    )[0]
-    abstract = jax.eval_shape(make)
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    with on_mesh(mesh):
+        graphdef = split_definition(lambda: model_class(config.model, rngs=nnx.Rngs(0)))
+        abstract = jax.eval_shape(make)
     with Checkpoints(run_dir, config.checkpoint) as checkpoints:
         if checkpoints.latest is None or (step is not None and step not in checkpoints.steps):
             known = ", ".join(map(str, checkpoints.steps)) or "none"
             raise WeightsError(
                 f"{run_dir} has no checkpoint of step {step or 'any'}; its checkpoints: {known}."
             )
-        target = abstract_state(abstract, jax.tree.map(lambda _: here, abstract))
+        target = abstract_state(abstract, state_shardings(abstract, mesh))
         state, _, _ = checkpoints.restore(target, step)
     return averaged_model(graphdef, state)
 

@@ -30,8 +30,9 @@ from musicjax.train.checkpoints import (
 from musicjax.train.config import RunConfig, read_run_json, system_of
 from musicjax.train.feed import Prefetch
 from musicjax.train.interrupt import Signals
+from musicjax.train.launch import connect
 from musicjax.train.logs import RunLog, write_run_files
-from musicjax.train.mesh import check_batch_size, make_mesh, replicated, sharded_init
+from musicjax.train.mesh import check_batch_size, make_mesh, on_mesh, replicated, sharded_init
 from musicjax.train.meter import Meter
 from musicjax.train.state import (
     TrainState,
@@ -71,6 +72,7 @@ def train(
     Raises ConfigError, TrainingError if too many steps in a row are not finite, and
     TrainingStopped (after saving) on SIGTERM or Ctrl-C.
     """
+    connect()
     system = system or system_of(config)
     _check_output(config)
     run = _prepare(config, system, batches)
@@ -121,7 +123,8 @@ def _prepare(config: RunConfig, system: System, batches: Any) -> _Run:
     check_batch_size(config.data.batch_size, config.optim.accumulate, mesh)
     optimizer = make_optimizer(config.optim, config.steps)
     make_model = functools.partial(_make_model, system, config)
-    graphdef = split_definition(make_model)
+    with on_mesh(mesh):
+        graphdef = split_definition(make_model)
 
     def make() -> TrainState:
         return new_state(make_model(), optimizer, config.optim)
