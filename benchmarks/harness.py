@@ -23,13 +23,7 @@ revision and date. Clocks stop only after the result is there (`block_until_read
 """
 
 import contextlib
-import datetime
-import importlib.metadata
 import json
-import os
-import platform
-import resource
-import statistics
 import subprocess
 import sys
 import time
@@ -37,6 +31,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import jax
+
+from musicjax.infer.bench import Steady, peak_rss_mb
+from musicjax.infer.bench import environment as machine
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -77,23 +76,6 @@ class Subject:
     args: tuple = ()
     build: Callable[[], Callable] | None = None
     wait: Callable[[Any], Any] | None = None
-
-
-@dataclass(frozen=True)
-class Steady:
-    """Distribution of repeated measurements, in seconds (or of ratios, without unit)."""
-
-    median: float
-    p10: float
-    p90: float
-    repeats: int
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Steady":
-        if len(values) < 2:
-            return cls(values[0], values[0], values[0], len(values))
-        deciles = statistics.quantiles(values, n=10, method="inclusive")
-        return cls(statistics.median(values), deciles[0], deciles[-1], len(values))
 
 
 @dataclass(frozen=True)
@@ -174,20 +156,12 @@ def append(case: Case, timings: Sequence[Timing], results: Path = RESULTS) -> Pa
 
 
 def environment() -> dict[str, Any]:
-    """Device, cores, load, versions, revision and date: what a number means nothing without."""
-    jax = sys.modules.get("jax")
-    device = jax.devices()[0].device_kind if jax else "none"
+    """The machine as `musicjax bench` tells it, how jax was set, the peers and the revision."""
     return {
-        "device": device if device not in ("cpu", "none") else _cpu_name(),
-        "num_devices": jax.device_count() if jax else 0,
-        "cores": _cores(),
-        "load_1min": os.getloadavg()[0],
-        "compile_cache": bool(jax and jax.config.jax_compilation_cache_dir),
-        "matmul_precision": jax.config.jax_default_matmul_precision if jax else None,
-        "python": platform.python_version(),
-        "versions": {n: importlib.metadata.version(n) for n in _PACKAGES if n in sys.modules},
+        **machine([name for name in _PACKAGES if name in sys.modules]),
+        "compile_cache": bool(jax.config.jax_compilation_cache_dir),
+        "matmul_precision": jax.config.jax_default_matmul_precision,
         "revision": _revision(),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
 
@@ -211,11 +185,11 @@ def _start(subject: Subject) -> tuple[Callable[[], Any], float | None, float, fl
         return wait(function(*subject.args))
 
     first_s = _clock(call)
-    return call, compile_s, first_s, _high_water_mb(), _device_peak_mb()
+    return call, compile_s, first_s, peak_rss_mb(), _device_peak_mb()
 
 
 def _is_jitted(function: Any) -> bool:
-    return "jax" in sys.modules and isinstance(function, sys.modules["jax"].stages.Wrapped)
+    return isinstance(function, jax.stages.Wrapped)
 
 
 def _clock(call: Callable[[], Any]) -> float:
@@ -227,7 +201,7 @@ def _clock(call: Callable[[], Any]) -> float:
 def _wait(result: Any) -> Any:
     if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
         sys.modules["torch"].cuda.synchronize()
-    return sys.modules["jax"].block_until_ready(result) if "jax" in sys.modules else result
+    return jax.block_until_ready(result)
 
 
 def _reset_high_water() -> None:
@@ -235,18 +209,8 @@ def _reset_high_water() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _high_water_mb() -> float:
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError:
-        scale = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
-    return next(int(s.split()[1]) for s in status.splitlines() if s.startswith("VmHWM")) / 1024
-
-
 def _device_peak_mb() -> float | None:
-    jax = sys.modules.get("jax")
-    stats = jax.devices()[0].memory_stats() if jax else None
+    stats = jax.devices()[0].memory_stats()
     return stats["peak_bytes_in_use"] / 2**20 if stats else None
 
 
@@ -280,21 +244,6 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {k: _rounded(v) for k, v in value.items()}
     return value
-
-
-def _cores() -> int | None:
-    """Cores this process may use, which in a container are fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count()
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(s.split(":", 1)[1].strip() for s in lines if s.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def _revision() -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from beartype import BeartypeConf, BeartypeHintOverrides, beartype
+from beartype import BeartypeConf, FrozenDict, beartype
 from jaxtyping import AbstractArray, install_import_hook
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,7 +35,7 @@ _NUMBERS = {
     int: int | np.integer,
     float: float | int | np.floating | np.integer,
 }
-_CONF = BeartypeConf(hint_overrides=BeartypeHintOverrides(_NUMBERS))
+_CONF = BeartypeConf(hint_overrides=FrozenDict(_NUMBERS))
 
 
 def _mentions_array(annotation: object) -> bool:
