@@ -36,6 +36,7 @@ _MODULES = (
     "fluidsynth",
     "imports",
     "instruments",
+    "layouts",
     "performance",
     "pipeline",
     "records",
