@@ -96,7 +96,9 @@ def import_dataset(
             group = tracks[start : start + _TRACKS_A_SHARD]
             path = out / split / f"part-{number:05d}{SUFFIX}"
             if not path.exists():
-                write_shard(path, _examples(group, sample_rate, length_s, failures), codec)
+                count = write_shard(path, _examples(group, sample_rate, length_s, failures), codec)
+                if not count:  # every recording of it was unreadable
+                    path.unlink()
             done += len(group)
             if on_progress:
                 on_progress(done, len(chosen))
@@ -110,10 +112,7 @@ def _order(split: str) -> int:
 def _outcome(out: Path, layout: Layout, failures: list[str]) -> Imported:
     counts: Counter[str] = Counter()
     for path in sorted(out.glob(f"*/*{SUFFIX}")):
-        try:
-            counts[path.parent.name] += len(RecordSource(path))
-        except DataError:  # every recording of the shard was unreadable
-            counts[path.parent.name] += 0
+        counts[path.parent.name] += len(RecordSource(path))
     if not sum(counts.values()):
         raise DataError(
             f"no recording could be read: {failures[0]}" if failures else "no examples."

@@ -27,6 +27,10 @@ _PEDAL_FIELDS = ("time_s", "number", "value", "program")
 _SHARD_OPTIONS = "group_size:1,uncompressed"  # one read per example; audio does not shrink
 _READ_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # the setting for random access
 
+_INCOMPLETE = (
+    "{} is not a complete ArrayRecord file ({}): delete it and run the command that wrote it again."
+)
+
 Codec = Literal["pcm16", "flac"]
 
 
@@ -63,13 +67,18 @@ class Record:
                 f"record starts with {bytes(data[:4])!r}, expected {_MAGIC!r}: "
                 "this is not a record written by `musicjax data`."
             )
-        (size,) = struct.unpack_from("<I", data, 4)
-        header: dict[str, Any] = json.loads(data[8 : 8 + size])
-        self.id: str = header["id"]
-        self.sample_rate: int = header["sample_rate"]
-        self.num_samples: int = header["num_samples"]
-        self._codec: Codec = header["codec"]
-        self._arrays, self._audio_at = self._read_arrays(header["arrays"], 8 + size)
+        try:
+            (size,) = struct.unpack_from("<I", data, 4)
+            header: dict[str, Any] = json.loads(data[8 : 8 + size])
+            self.id: str = header["id"]
+            self.sample_rate: int = header["sample_rate"]
+            self.num_samples: int = header["num_samples"]
+            self._codec: Codec = header["codec"]
+            self._arrays, self._audio_at = self._read_arrays(header["arrays"], 8 + size)
+        except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+            raise DataError(
+                f"the header of a record is damaged ({error}): write its shard again."
+            ) from error
         if self._codec == "pcm16" and len(data) - self._audio_at != 2 * self.num_samples:
             raise DataError(f"record {self.id!r} is cut short: write its shard again.")
 
@@ -205,9 +214,10 @@ class RecordSource(Sequence[Record]):
         self.shards = [shard for path in paths for shard in find_shards(path)]
         self._readers: list[Any] = [None] * len(self.shards)
         counts = [self._reader(i).num_records() for i in range(len(self.shards))]
+        for shard, count in zip(self.shards, counts, strict=True):
+            if not count:  # so does the reader answer to a file that was cut short
+                raise DataError(_INCOMPLETE.format(shard, "it holds no record"))
         self._ends = np.cumsum(counts)
-        if not len(self):
-            raise DataError(f"no records in {', '.join(map(str, paths))}: the shards are empty.")
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -239,10 +249,7 @@ class RecordSource(Sequence[Record]):
             try:
                 self._readers[shard] = _array_record().ArrayRecordReader(path, _READ_OPTIONS)
             except (ValueError, RuntimeError) as error:
-                raise DataError(
-                    f"{path} is not a complete ArrayRecord file ({error}): delete it and "
-                    "run the command that wrote it again."
-                ) from error
+                raise DataError(_INCOMPLETE.format(path, error)) from error
         return self._readers[shard]
 
 
