@@ -1,13 +1,8 @@
 """Audio in and out, and the front-end that turns samples into features."""
 
-from musicjax.audio.frontend import (
-    FrontendConfig,
-    complex_spectrogram,
-    frame_mask,
-    inverse_spectrogram,
-    num_frames,
-    spectrogram,
-)
+from musicjax.audio.config import FrontendConfig
+from musicjax.audio.framing import frame_mask, num_frames
+from musicjax.audio.frontend import complex_spectrogram, inverse_spectrogram, spectrogram
 from musicjax.audio.io import (
     Audio,
     AudioInfo,

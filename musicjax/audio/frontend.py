@@ -3,7 +3,7 @@
     samples -> pad -> frames -> window -> DFT -> |X|^power -> filterbank -> log -> normalisation
 
 Each published system fixes every one of these steps, and systems that look alike differ in most of
-them (four piano models share "16 kHz, 2048, 229 mels" and agree on nothing else). So the steps are
+them (four piano models share "16 kHz, 2048, 229 mels" and agree on little else). So the steps are
 one frozen `FrontendConfig` that travels with the weights, and `musicjax.audio.presets` names the
 published ones.
 
@@ -13,189 +13,24 @@ goes through it.
 """
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Complex, Float, Int
+from jaxtyping import Array, Complex, Float, Int
 
 from musicjax.audio import filterbanks, stft
-from musicjax.errors import AudioError, ConfigError
+from musicjax.audio.config import FrontendConfig
+from musicjax.audio.framing import frame_mask, num_frames, padded_signal, same_padding
+from musicjax.errors import AudioError
 
 AnyArray = Array | np.ndarray
 
-_CHOICES = {
-    "window": ("hann", "hamming", "rectangular"),
-    "padding": ("reflect", "zeros", "end", "same", "none"),
-    "features": ("spectrum", "real", "frames"),
-    "dft": ("fft", "matmul"),
-    "bank": ("mel", "none"),
-    "mel_scale": ("htk", "slaney"),
-    "mel_norm": ("slaney", "none"),
-    "mel_shape": ("hz", "mel"),
-    "log": ("none", "ln", "log10", "db"),
-    "log_floor_mode": ("clamp", "add", "replace"),
-    "range_scope": ("clip", "batch"),
-    "standardise": ("none", "frame", "frame_unbiased", "all_frames"),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class FrontendConfig:
-    """Every constant of a front-end. Hashable, so it can be a static argument of `jax.jit`.
-
-    Framing
-      sample_rate        Hz; audio must be resampled to it before (`load_audio` does).
-      window_length      samples of the (periodic) window; centred in the DFT if shorter than it.
-      fft_length         samples of the DFT.
-      hop_length         samples between frames.
-      window             "hann", "hamming" or "rectangular".
-      padding            "reflect" or "zeros": half a DFT before and after, so that frame t is
-                         centred on sample t * hop; "end": none before, zeros after, a frame at
-                         each multiple of the hop (MT3); "same": zeros on both sides, as few as
-                         make ceil(N / hop) frames (Keras); "none": only frames inside the signal.
-      drop_last_sample   leave out the last sample of the clip (the Onsets & Frames port).
-      whole_hops         first pad with zeros to a whole number of hops.
-      drop_last_frame    leave out the last frame.
-      standardise        subtract the mean and divide by the deviation of each "frame" before the
-                         window ("frame_unbiased" divides by N - 1), or of "all_frames" of the
-                         clip together (unbiased); "none" leaves the samples alone.
-      standardise_floor  smallest deviation divided by.
-    Spectrum
-      features           "spectrum": |X|^power; "real": |Re X|^power, a published slip that weights
-                         depend on; "frames": the windowed samples themselves, no DFT.
-      power              1 magnitude, 2 power, or any other exponent.
-      orthonormal        divide the DFT by sqrt(fft_length).
-      dft                "fft", or "matmul" with the DFT as one matrix product (GPU, short windows).
-    Filterbank
-      bank               "mel", or "none" for all bins. An array given to `spectrogram` replaces it.
-      num_bins           filters.
-      f_min_hz, f_max_hz edges of the lowest and highest filter.
-      mel_scale          "htk" or "slaney".
-      mel_norm           "slaney": each triangle has unit area over Hz; "none": unit height.
-      mel_shape          triangles straight over "hz" (librosa, torchaudio) or "mel" (TensorFlow).
-      bank_power         exponent applied after the filterbank.
-      round_to_half      round the filterbank's output to float16, as musicnn does.
-    Log and range
-      log                "none", "ln", "log10", or "db" = 10 log10.
-      log_gain           x is multiplied by it first.
-      log_floor          what keeps the log finite, in the unit of the multiplied x.
-      log_floor_mode     "clamp": max(x, floor); "add": x + floor; "replace": floor only where
-                         x <= 0, so that tiny values stay below it (MT3).
-      dynamic_range      raise values to at least (maximum - dynamic_range), in the log's unit.
-      range_scope        maximum over the "clip" or over the whole "batch" (then a clip's features
-                         depend on its neighbours; published weights do).
-      relative_to_max    subtract the maximum (within range_scope).
-      mean, scale        last of all (x - mean) / scale.
-
-    Raises ConfigError for a combination that cannot work.
-    """
-
-    sample_rate: int = 16_000
-    window_length: int = 2048
-    fft_length: int = 2048
-    hop_length: int = 512
-    window: Literal["hann", "hamming", "rectangular"] = "hann"
-    padding: Literal["reflect", "zeros", "end", "same", "none"] = "reflect"
-    drop_last_sample: bool = False
-    whole_hops: bool = False
-    drop_last_frame: bool = False
-    standardise: Literal["none", "frame", "frame_unbiased", "all_frames"] = "none"
-    standardise_floor: float = 1e-8
-    features: Literal["spectrum", "real", "frames"] = "spectrum"
-    power: float = 2.0
-    orthonormal: bool = False
-    dft: Literal["fft", "matmul"] = "fft"
-    bank: Literal["mel", "none"] = "mel"
-    num_bins: int = 229
-    f_min_hz: float = 30.0
-    f_max_hz: float = 8000.0
-    mel_scale: Literal["htk", "slaney"] = "htk"
-    mel_norm: Literal["slaney", "none"] = "slaney"
-    mel_shape: Literal["hz", "mel"] = "hz"
-    bank_power: float = 1.0
-    round_to_half: bool = False
-    log: Literal["none", "ln", "log10", "db"] = "ln"
-    log_gain: float = 1.0
-    log_floor: float = 1e-5
-    log_floor_mode: Literal["clamp", "add", "replace"] = "clamp"
-    dynamic_range: float | None = None
-    range_scope: Literal["clip", "batch"] = "clip"
-    relative_to_max: bool = False
-    mean: float = 0.0
-    scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        for field, choices in _CHOICES.items():
-            if getattr(self, field) not in choices:
-                raise ConfigError(
-                    f"{field} is {getattr(self, field)!r}; it must be one of {', '.join(choices)}."
-                )
-        for field in ("sample_rate", "window_length", "fft_length", "hop_length"):
-            if getattr(self, field) < 1:
-                raise ConfigError(f"{field} is {getattr(self, field)}; it must be at least 1.")
-        if self.window_length > self.fft_length:
-            raise ConfigError(
-                f"window_length is {self.window_length} but fft_length only {self.fft_length}; "
-                "the window must fit into the DFT."
-            )
-        if self.bank == "mel" and self.features != "frames":
-            if self.num_bins < 1:
-                raise ConfigError(f"num_bins is {self.num_bins}; a filterbank needs at least 1.")
-            if not 0 <= self.f_min_hz < self.f_max_hz <= self.sample_rate / 2:
-                raise ConfigError(
-                    f"the filterbank spans {self.f_min_hz:g} to {self.f_max_hz:g} Hz; at "
-                    f"{self.sample_rate} Hz it must lie within 0 to {self.sample_rate / 2:g} Hz."
-                )
-        if self.log != "none" and self.log_floor <= 0:
-            raise ConfigError(f"log_floor is {self.log_floor:g}; a log needs a positive floor.")
-        if self.scale == 0:
-            raise ConfigError("scale is 0; features are divided by it.")
-
-    @property
-    def frames_per_s(self) -> float:
-        """Frames per second."""
-        return self.sample_rate / self.hop_length
-
-    @property
-    def output_bins(self) -> int:
-        """Numbers per frame (the axis F) when no bank is given as an array."""
-        if self.features == "frames":
-            return self.fft_length
-        return self.num_bins if self.bank == "mel" else self.fft_length // 2 + 1
-
-
-def num_frames(num_samples: int, config: FrontendConfig) -> int:
-    """Frames T that `spectrogram` makes of a clip; 0 if a clip is too short for padding "none"."""
-    return int(_count_frames(num_samples, config))
-
-
-def _count_frames(num_samples: int | AnyArray, config: FrontendConfig):
-    # Python ints or traced arrays of lengths: only operators that both understand.
-    n = num_samples - int(config.drop_last_sample)
-    hop = config.hop_length
-    if config.whole_hops:
-        n = -(-n // hop) * hop
-    if config.padding == "none":
-        count = (n - config.fft_length) // hop + 1
-    elif config.padding == "end":
-        count = n // hop + 1
-    elif config.padding == "same":
-        count = -(-n // hop)
-    else:  # an odd fft_length pads one sample less than it spans
-        count = (n + 2 * (config.fft_length // 2) - config.fft_length) // hop + 1
-    count = count - int(config.drop_last_frame)
-    return max(count, 0) if isinstance(count, int) else jnp.maximum(count, 0)
-
-
-def frame_mask(
-    lengths: Int[AnyArray, "*B"], num_samples: int, config: FrontendConfig
-) -> Bool[Array, "*B T"]:
-    """True for the frames that a clip of each length has, in a batch padded to `num_samples`."""
-    counts = _count_frames(jnp.asarray(lengths), config)
-    return jnp.arange(num_frames(num_samples, config)) < counts[..., None]
+# On a CPU frames are worked off in blocks of so many samples (512 kB), which stay in the cache;
+# frames of a whole clip at once cost more in memory traffic and page faults than in arithmetic.
+_BLOCK_SAMPLES = 1 << 17
+_LEAST_BLOCK = 16
 
 
 def spectrogram(
@@ -228,18 +63,25 @@ def spectrogram(
     """
     audio = _as_float32(audio)
     mask = None if lengths is None else frame_mask(lengths, audio.shape[-1], config)
-    frames = _standardise(_frames(audio, config, lengths), mask, config)  # (*B, T, fft_length)
-    if window is None:
-        weights = _weights(config)
-    else:
+    signal = padded_signal(audio, config, lengths)
+    total = num_frames(audio.shape[-1], config)
+    if config.standardise == "all_frames":
+        signal = _standardise_signal(signal, mask, total, config)
+    weights = _weights(config)
+    if window is not None:
         weights = stft.centre_window(jnp.asarray(window, jnp.float32), config.fft_length)
-        if weights.ndim == 2:  # (K, fft_length): an axis of windows before T
-            frames, weights = frames[..., None, :, :], weights[:, None, :]
-            mask = None if mask is None else mask[..., None, :]
-    if config.features == "frames":
-        features = frames if config.window == "rectangular" and window is None else frames * weights
-    else:
-        features = _filtered(*stft.dft(frames, weights, config.dft), config, bank)
+    several = weights.ndim == 2
+
+    def features_of(signal: Array, count: int) -> Array:
+        frames = stft.frame(signal, config.fft_length, config.hop_length, count)
+        frames = _standardise_frames(frames, config)
+        if several:  # an axis of windows before T
+            return _features(frames[..., None, :, :], weights[:, None, :], config, bank)
+        return _features(frames, weights, config, bank)
+
+    copies = math.prod(audio.shape[:-1]) * (weights.shape[0] if several else 1)
+    features = _in_blocks(features_of, signal, total, copies, config)
+    mask = mask[..., None, :] if several and mask is not None else mask
     features = _compressed(features, config, mask)
     return features if mask is None else jnp.where(mask[..., None], features, 0.0)
 
@@ -252,7 +94,10 @@ def complex_spectrogram(
     The first half of a separation front-end; `inverse_spectrogram` is the other. Filterbank, power
     and log of the config play no part.
     """
-    frames = _frames(_as_float32(audio), config, None)
+    audio = _as_float32(audio)
+    signal = padded_signal(audio, config)
+    total = num_frames(audio.shape[-1], config)
+    frames = stft.frame(signal, config.fft_length, config.hop_length, total)
     real, imag = stft.dft(frames, _weights(config), config.dft)
     norm = math.sqrt(config.fft_length) if config.orthonormal else 1.0
     return jax.lax.complex(real / norm, imag / norm)
@@ -274,7 +119,7 @@ def inverse_spectrogram(
     if config.padding in ("reflect", "zeros"):
         left = config.fft_length // 2
     elif config.padding == "same":
-        left = _same_padding(num_samples, config)[0]
+        left = same_padding(num_samples, config)[0]
     audio = stft.overlap_add_inverse(frames, _weights(config), config.hop_length)
     return stft.pad_end(audio[..., left:], num_samples)[..., :num_samples]
 
@@ -292,62 +137,76 @@ def _weights(config: FrontendConfig) -> np.ndarray:
     return stft.window(config.window, config.window_length, config.fft_length)
 
 
-def _frames(audio: Array, config: FrontendConfig, lengths: Array | None) -> Array:
-    """Pad as the config says and cut into (*B, T, fft_length)."""
-    total = num_frames(audio.shape[-1], config)
-    if audio.shape[-1] - int(config.drop_last_sample) < 1:
-        raise AudioError(
-            f"audio has shape {audio.shape}; the last axis is time and must hold at least "
-            f"{1 + int(config.drop_last_sample)} sample(s)."
-        )
-    if config.drop_last_sample:
-        audio = audio[..., :-1]
-    if lengths is not None:
-        lengths = jnp.asarray(lengths) - int(config.drop_last_sample)
-        audio = jnp.where(jnp.arange(audio.shape[-1]) < lengths[..., None], audio, 0.0)
-    hop, size = config.hop_length, config.fft_length
-    if config.whole_hops:
-        audio = stft.pad_end(audio, -(-audio.shape[-1] // hop) * hop)
-        lengths = None if lengths is None else -(-lengths // hop) * hop
-    if config.padding == "reflect":
-        audio = stft.reflect(audio, size // 2, lengths)
-    elif config.padding == "zeros":
-        audio = stft.pad(audio, size // 2, size // 2)
-    elif config.padding == "same" and lengths is None:
-        audio = stft.pad(audio, *_same_padding(audio.shape[-1], config))
-    elif config.padding == "same":
-        # Each clip has its own left padding: put it in after a right shift by that many samples.
-        audio = stft.shift(stft.pad(audio, 0, size), _same_padding(lengths, config)[0])
-    return stft.frame(audio, size, hop, total)
+def _in_blocks(
+    features_of: Callable[[Array, int], Array],
+    signal: Array,
+    total: int,
+    copies: int,
+    config: FrontendConfig,
+) -> Array:
+    """`features_of(signal, total)`, on a CPU one block of frames after another.
+
+    Frames are independent, so the result is the same. Only shorter outputs than inputs gain:
+    features that are as long as their frames are made at once everywhere.
+    """
+    block = max(_BLOCK_SAMPLES // (config.fft_length * max(copies, 1)), _LEAST_BLOCK)
+    if total < 2 * block or config.features == "frames" or config.bank == "none":
+        return features_of(signal, total)
+
+    def block_by_block(signal: Array) -> Array:
+        count, hop = -(-total // block), config.hop_length
+        span = (block - 1) * hop + config.fft_length
+        signal = stft.pad_end(signal, (count - 1) * block * hop + span)
+
+        def one(index: Array) -> Array:
+            start = index * (block * hop)
+            return features_of(jax.lax.dynamic_slice_in_dim(signal, start, span, -1), block)
+
+        blocks = jnp.moveaxis(jax.lax.map(one, jnp.arange(count)), 0, -3)  # (*B, count, block, F)
+        joined = blocks.reshape(*blocks.shape[:-3], count * block, blocks.shape[-1])
+        return joined[..., :total, :]
+
+    def at_once(signal: Array) -> Array:
+        return features_of(signal, total)
+
+    return jax.lax.platform_dependent(signal, cpu=block_by_block, default=at_once)
 
 
-def _same_padding(num_samples: int | Array, config: FrontendConfig) -> tuple:
-    """Zeros before and after that make ceil(N / hop) frames; the odd one goes after."""
-    hop = config.hop_length
-    missing = (-(-num_samples // hop) - 1) * hop + config.fft_length - num_samples
-    missing = max(missing, 0) if isinstance(missing, int) else jnp.maximum(missing, 0)
-    return missing // 2, missing - missing // 2
-
-
-def _standardise(frames: Array, mask: Array | None, config: FrontendConfig) -> Array:
-    """Zero mean and unit deviation per frame, or over all frames of a clip that count."""
-    if config.standardise == "none":
+def _standardise_frames(frames: Array, config: FrontendConfig) -> Array:
+    """Zero mean and unit deviation for each frame."""
+    if config.standardise not in ("frame", "frame_unbiased"):
         return frames
-    together = config.standardise == "all_frames"
-    axes = (-2, -1) if together else (-1,)
-    if mask is None or not together:
-        counted, count = jnp.ones_like(frames[..., :1]), math.prod(frames.shape[a] for a in axes)
-    else:
-        counted = mask[..., None].astype(jnp.float32)
-        count = counted.sum(axis=(-2, -1), keepdims=True) * frames.shape[-1]
-    centred = frames - (frames * counted).sum(axis=axes, keepdims=True) / count
-    degrees = count - int(config.standardise != "frame")
-    variance = (centred * centred * counted).sum(axis=axes, keepdims=True) / degrees
-    return centred / jnp.maximum(stft.safe_sqrt(variance), config.standardise_floor)
+    centred = frames - frames.mean(axis=-1, keepdims=True)
+    degrees = frames.shape[-1] - int(config.standardise == "frame_unbiased")
+    deviation = stft.safe_sqrt((centred * centred).sum(axis=-1, keepdims=True) / degrees)
+    return centred / jnp.maximum(deviation, config.standardise_floor)
 
 
-def _filtered(real: Array, imag: Array, config: FrontendConfig, bank: AnyArray | None) -> Array:
-    """(|X| or |Re X|)^power through the filterbank."""
+def _standardise_signal(
+    signal: Array, mask: Array | None, total: int, config: FrontendConfig
+) -> Array:
+    """Zero mean and unit deviation over all frames of a clip, each sample counted in each frame.
+
+    Frames need not be made for that: a sample's weight is the number of frames it lies in.
+    """
+    counted = jnp.ones(total, bool) if mask is None else mask
+    ones = jnp.broadcast_to(counted, (*signal.shape[:-1], total)).astype(jnp.float32)
+    frames = jnp.broadcast_to(ones[..., None], (*ones.shape, config.fft_length))
+    counts = stft.pad_end(stft.overlap_add(frames, config.hop_length), signal.shape[-1])
+    counts = counts[..., : signal.shape[-1]]
+    number = ones.sum(axis=-1, keepdims=True) * config.fft_length
+    mean = (signal * counts).sum(axis=-1, keepdims=True) / number
+    variance = ((signal - mean) ** 2 * counts).sum(axis=-1, keepdims=True) / (number - 1)
+    return (signal - mean) / jnp.maximum(stft.safe_sqrt(variance), config.standardise_floor)
+
+
+def _features(
+    frames: Array, weights: AnyArray, config: FrontendConfig, bank: AnyArray | None
+) -> Array:
+    """Windowed frames, or (|X| or |Re X|)^power of their DFT through the filterbank."""
+    if config.features == "frames":
+        return frames * weights
+    real, imag = stft.dft(frames, weights, config.dft)
     squared = real * real if config.features == "real" else real * real + imag * imag
     if config.orthonormal:
         squared = squared / config.fft_length

@@ -19,7 +19,7 @@ import math
 from dataclasses import replace
 from types import MappingProxyType
 
-from musicjax.audio.frontend import FrontendConfig
+from musicjax.audio.config import FrontendConfig
 from musicjax.errors import ConfigError
 
 # Hawthorne et al. 2018 / 2019 in the PyTorch port of J. W. Kim: magnitude, natural log.

@@ -1,0 +1,84 @@
+"""Where frames lie: how many there are, what surrounds the signal, which of them count."""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from musicjax.audio import stft
+from musicjax.audio.config import FrontendConfig
+from musicjax.errors import AudioError
+
+AnyArray = Array | np.ndarray
+
+
+def num_frames(num_samples: int, config: FrontendConfig) -> int:
+    """Frames T that `spectrogram` makes of a clip; 0 if a clip is too short for padding "none"."""
+    return int(_count_frames(num_samples, config))
+
+
+def _count_frames(num_samples: int | AnyArray, config: FrontendConfig):
+    # Python ints or traced arrays of lengths: only operators that both understand.
+    n = num_samples - int(config.drop_last_sample)
+    hop = config.hop_length
+    if config.whole_hops:
+        n = -(-n // hop) * hop
+    if config.padding == "none":
+        count = (n - config.fft_length) // hop + 1
+    elif config.padding == "end":
+        count = n // hop + 1
+    elif config.padding == "same":
+        count = -(-n // hop)
+    else:  # an odd fft_length pads one sample less than it spans
+        count = (n + 2 * (config.fft_length // 2) - config.fft_length) // hop + 1
+    count = count - int(config.drop_last_frame)
+    return max(count, 0) if isinstance(count, int) else jnp.maximum(count, 0)
+
+
+def frame_mask(
+    lengths: Int[AnyArray, "*B"], num_samples: int, config: FrontendConfig
+) -> Bool[Array, "*B T"]:
+    """True for the frames that a clip of each length has, in a batch padded to `num_samples`."""
+    counts = _count_frames(jnp.asarray(lengths), config)
+    return jnp.arange(num_frames(num_samples, config)) < counts[..., None]
+
+
+def padded_signal(
+    audio: Float[Array, "*B N"], config: FrontendConfig, lengths: Int[AnyArray, "*B"] | None = None
+) -> Float[Array, "*B padded"]:
+    """Surround a clip as `config.padding` says, so that frame t starts at sample t * hop.
+
+    With `lengths` each clip is padded at its own end. Raises AudioError for zero samples.
+    """
+    least = 1 + int(config.drop_last_sample)
+    if audio.shape[-1] < least:
+        raise AudioError(
+            f"audio has shape {audio.shape}; the last axis is time and must hold at least "
+            f"{least} sample(s)."
+        )
+    if config.drop_last_sample:
+        audio = audio[..., :-1]
+    if lengths is not None:
+        lengths = jnp.asarray(lengths) - int(config.drop_last_sample)
+        audio = jnp.where(jnp.arange(audio.shape[-1]) < lengths[..., None], audio, 0.0)
+    hop, size = config.hop_length, config.fft_length
+    if config.whole_hops:
+        audio = stft.pad_end(audio, -(-audio.shape[-1] // hop) * hop)
+        lengths = None if lengths is None else -(-lengths // hop) * hop
+    if config.padding == "reflect":
+        return stft.reflect(audio, size // 2, lengths)
+    if config.padding == "zeros":
+        return stft.pad(audio, size // 2, size // 2)
+    if config.padding == "same" and lengths is None:
+        return stft.pad(audio, *same_padding(audio.shape[-1], config))
+    if config.padding == "same":
+        # Each clip has its own left padding: it comes in by a right shift of that many samples.
+        return stft.shift(stft.pad(audio, 0, size), same_padding(lengths, config)[0])
+    return audio
+
+
+def same_padding(num_samples: int | Int[Array, "*B"], config: FrontendConfig) -> tuple:
+    """Zeros before and after that make ceil(N / hop) frames; the odd one goes after."""
+    hop = config.hop_length
+    missing = (-(-num_samples // hop) - 1) * hop + config.fft_length - num_samples
+    missing = max(missing, 0) if isinstance(missing, int) else jnp.maximum(missing, 0)
+    return missing // 2, missing - missing // 2
