@@ -10,8 +10,10 @@ Every function of musicjax whose signature is annotated is checked at run time (
 beartype) while tests run; `MUSICJAX_TEST_TYPES=0` switches that off.
 """
 
+import io
 import os
 import sys
+import tempfile
 import types
 import typing
 from collections.abc import Callable
@@ -28,14 +30,16 @@ os.environ["JAX_PLATFORMS"] = os.environ.get("MUSICJAX_TEST_PLATFORM", "cpu")
 os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
-# An int is welcome where a float is asked for, and a numpy scalar where a Python number is: what
-# comes out of an array may go into a function.
-_NUMBERS = {
+# What a hint lets through beyond its letter. An int is welcome where a float is asked for, and a
+# numpy scalar where a Python number is: what comes out of an array may go into a function. A binary
+# file is what can be read or written; beartype's own idea of it leaves out io.BytesIO.
+_WELCOME = {
     bool: bool | np.bool_,
     int: int | np.integer,
     float: float | int | np.floating | np.integer,
+    typing.BinaryIO: io.IOBase | tempfile._TemporaryFileWrapper,
 }
-_CONF = BeartypeConf(hint_overrides=FrozenDict(_NUMBERS))
+_CONF = BeartypeConf(hint_overrides=FrozenDict(_WELCOME))
 
 
 def _mentions_array(annotation: object) -> bool:

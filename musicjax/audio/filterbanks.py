@@ -16,7 +16,7 @@ _SLANEY_BREAK_HZ = 1000.0
 _SLANEY_LOG_STEP = np.log(6.4) / 27.0
 
 
-def hz_to_mel(hz: float | np.ndarray, scale: str = "htk") -> np.ndarray:
+def hz_to_mel(hz: float | np.ndarray, scale: str = "htk") -> np.ndarray | np.float64:
     """Mel of a frequency in Hz; scale "htk" (2595 log10(1 + f/700)) or "slaney"."""
     hz = np.asarray(hz, np.float64)
     if scale == "htk":
@@ -25,7 +25,7 @@ def hz_to_mel(hz: float | np.ndarray, scale: str = "htk") -> np.ndarray:
     return np.minimum(hz, _SLANEY_BREAK_HZ) / _SLANEY_HZ_PER_MEL + above
 
 
-def mel_to_hz(mel: float | np.ndarray, scale: str = "htk") -> np.ndarray:
+def mel_to_hz(mel: float | np.ndarray, scale: str = "htk") -> np.ndarray | np.float64:
     """Frequency in Hz of a mel value; the inverse of `hz_to_mel`."""
     mel = np.asarray(mel, np.float64)
     if scale == "htk":
