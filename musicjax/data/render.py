@@ -70,12 +70,16 @@ class RenderConfig:
     """Examples in one shard."""
     codec: Codec = "pcm16"
     """pcm16 is quickest to read a crop from; flac takes about half the space."""
-    performance: ReperformConfig | None = field(default_factory=ReperformConfig)
-    """How freely the files are re-performed; None plays them as written."""
+    as_written: bool = False
+    """Play the files as they are instead of performing them anew."""
+    performance: ReperformConfig = field(default_factory=ReperformConfig)
+    """How freely the files are performed anew."""
     reverb_chance: float = 0.3
     """How often a sound font plays in FluidSynth's own room."""
-    augment: AugmentConfig | None = None
-    """Room, noise and the like stored with the audio; training adds its own while reading."""
+    augmented: bool = False
+    """Store rooms, noise and the like with the audio; training adds its own while reading."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Which rooms and noise, when `augmented` is on."""
     seed: int = 0
     """Seed of every draw."""
     processes: int = 0
@@ -150,7 +154,7 @@ def render_example(repertoire: Repertoire, index: int) -> Example:
     )
     length = round(config.excerpt_s * config.sample_rate)
     samples = np.pad(samples[:length], (0, max(0, length - len(samples))))
-    if config.augment:
+    if config.augmented:
         samples, notes = augment(samples, notes, config.sample_rate, rng, config.augment)
     else:
         samples = samples * np.float32(_PEAK / max(float(np.abs(samples).max()), 1e-6))
@@ -184,11 +188,11 @@ def _excerpt(repertoire: Repertoire, rng: np.random.Generator) -> tuple[str, Not
             continue
         if config.piano:
             notes = as_piano(notes)
-        fastest = config.performance.tempo[1] if config.performance else 1.0
+        fastest = 1.0 if config.as_written else config.performance.tempo[1]
         wanted_s = config.excerpt_s * max(fastest, 1.0)
         start_s = float(rng.uniform(0, max(notes.duration_s - wanted_s, 0.0)))
         notes = notes.slice(start_s, start_s + wanted_s, clip=True).shift(-start_s)
-        if config.performance:
+        if not config.as_written:
             notes = reperform(notes, rng, config.performance)
         notes = notes.slice(0.0, config.excerpt_s, clip=True)
         if len(notes) >= _FEWEST_NOTES:

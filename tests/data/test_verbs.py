@@ -1,0 +1,33 @@
+"""`musicjax data …`: options reach the configuration, results reach the disk and the terminal."""
+
+from pathlib import Path
+
+import pytest
+
+from musicjax.data import RecordSource, command
+from musicjax.notes import read_midi
+
+
+def test_compose_writes_pieces(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "pieces"
+    options = ["--out", str(out), "--count", "2", "--seconds", "4", "--style", "song"]
+    assert command("compose", options) == 0
+    assert [len(read_midi(out / f"piece-000{i}.mid")) > 0 for i in range(2)] == [True, True]
+    assert "2 pieces in" in capsys.readouterr().out
+
+
+def test_render_writes_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "records"
+    options = ["--out", str(out), "--hours", "0.0005", "--excerpt-s", "1", "--processes", "1"]
+    assert command("render", [*options, "--performance.tempo", "1.0", "1.0"]) == 0
+    assert len(RecordSource(out)) == 2
+    assert "2 examples" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("action", ["render", "import", "compose"])
+def test_help_shows_examples(action: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        command(action, ["--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    assert "examples:" in text and "--out" in text
