@@ -16,7 +16,7 @@ from jaxtyping import Array
 
 from musicjax.errors import ConfigError
 from musicjax.train.config import MeshConfig
-from musicjax.train.rules import RULES, WHOLE_BELOW_BYTES, state_shardings
+from musicjax.train.rules import RULES, WHOLE_BELOW_BYTES, AnyMesh, state_shardings
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -51,7 +51,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
-def check_batch_size(batch_size: int, accumulate: int, mesh: Mesh) -> None:
+def check_batch_size(batch_size: int, accumulate: int, mesh: AnyMesh) -> None:
     """Raises ConfigError unless each micro-batch splits evenly over the devices."""
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size % (ways * accumulate):

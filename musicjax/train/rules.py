@@ -10,10 +10,11 @@ from typing import Any
 
 import jax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from musicjax.errors import ConfigError
 
+AnyMesh = Mesh | AbstractMesh  # an abstract one has axes without devices
 MeshAxes = str | tuple[str, ...] | None
 
 RULES: tuple[tuple[str, MeshAxes], ...] = (
@@ -37,7 +38,9 @@ WHOLE_BELOW_BYTES = 4 * 2**20
 UNRULED_SHARE = 0.02
 
 
-def partition(names: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+def partition(
+    names: tuple[str | None, ...], shape: tuple[int, ...], mesh: AnyMesh
+) -> PartitionSpec:
     """The spec of one tensor with these logical axis names.
 
     An axis that the mesh axis does not divide stays whole, and no mesh axis is used twice. Raises
@@ -60,7 +63,7 @@ def partition(names: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh)
 
 
 def state_shardings(
-    abstract: Any, mesh: Mesh, *, whole_below_bytes: int = WHOLE_BELOW_BYTES
+    abstract: Any, mesh: AnyMesh, *, whole_below_bytes: int = WHOLE_BELOW_BYTES
 ) -> Any:
     """Shardings for a tree of shapes with nnx Variables (parameters, moments, averages).
 

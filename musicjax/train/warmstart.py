@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
@@ -60,7 +61,7 @@ def flat_variables(model: nnx.Module | nnx.State) -> dict[str, Array]:
 
 
 def load_matching(
-    state: nnx.State, source: Mapping[str, Array], name: str
+    state: nnx.State, source: Mapping[str, Array | np.ndarray], name: str
 ) -> tuple[nnx.State, LoadReport]:
     """Replace the variables whose path and shape are in `source`, keeping dtype and layout.
 
