@@ -16,23 +16,23 @@ _SLANEY_BREAK_HZ = 1000.0
 _SLANEY_LOG_STEP = np.log(6.4) / 27.0
 
 
-def hz_to_mel(hz: float | np.ndarray, scale: str = "htk") -> np.ndarray | np.float64:
+def hz_to_mel(hz: float | np.ndarray, scale: str = "htk") -> np.ndarray:
     """Mel of a frequency in Hz; scale "htk" (2595 log10(1 + f/700)) or "slaney"."""
     hz = np.asarray(hz, np.float64)
     if scale == "htk":
-        return 2595.0 * np.log10(1.0 + hz / 700.0)
+        return np.asarray(2595.0 * np.log10(1.0 + hz / 700.0))
     above = np.log(np.maximum(hz, _SLANEY_BREAK_HZ) / _SLANEY_BREAK_HZ) / _SLANEY_LOG_STEP
-    return np.minimum(hz, _SLANEY_BREAK_HZ) / _SLANEY_HZ_PER_MEL + above
+    return np.asarray(np.minimum(hz, _SLANEY_BREAK_HZ) / _SLANEY_HZ_PER_MEL + above)
 
 
-def mel_to_hz(mel: float | np.ndarray, scale: str = "htk") -> np.ndarray | np.float64:
+def mel_to_hz(mel: float | np.ndarray, scale: str = "htk") -> np.ndarray:
     """Frequency in Hz of a mel value; the inverse of `hz_to_mel`."""
     mel = np.asarray(mel, np.float64)
     if scale == "htk":
-        return 700.0 * (10.0 ** (mel / 2595.0) - 1.0)
+        return np.asarray(700.0 * (10.0 ** (mel / 2595.0) - 1.0))
     knee = _SLANEY_BREAK_HZ / _SLANEY_HZ_PER_MEL
     above = np.exp(_SLANEY_LOG_STEP * np.maximum(mel - knee, 0.0))
-    return np.minimum(mel, knee) * _SLANEY_HZ_PER_MEL * above
+    return np.asarray(np.minimum(mel, knee) * _SLANEY_HZ_PER_MEL * above)
 
 
 @functools.lru_cache(maxsize=64)
