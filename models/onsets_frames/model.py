@@ -8,6 +8,7 @@ Four published forms share this file and differ in `OnsetsFramesConfig` only; `c
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -19,7 +20,15 @@ from jaxtyping import Array, Bool, Float, Int
 from musicjax.audio.frontend import FrontendConfig, num_frames, spectrogram
 from musicjax.audio.presets import preset
 from musicjax.errors import AudioError, ConfigError
-from musicjax.nn import BiLSTM, Conv2D, dropout, mask_frames, max_pool_frequency
+from musicjax.nn import (
+    BatchNormReLU,
+    BiLSTM,
+    Conv2D,
+    bilstms,
+    dropout,
+    mask_frames,
+    max_pool_frequency,
+)
 from musicjax.notes import Notes
 from musicjax.types import LOWEST_PITCH, NUM_PITCHES, Key, Policy
 
@@ -33,7 +42,7 @@ class OnsetsFramesConfig:
     The defaults are the public PyTorch port at paper size (model complexity 48).
     """
 
-    frontend: FrontendConfig = preset("onsets_frames")
+    frontend: FrontendConfig = preset("onsets_frames")  # noqa: RUF009 - frozen
     min_pitch: int = LOWEST_PITCH
     num_pitches: int = NUM_PITCHES
     conv_channels: tuple[int, int, int] = (48, 48, 96)
@@ -57,7 +66,7 @@ class OnsetsFramesConfig:
     # Velocity 0..1 to MIDI: v * scale + bias.
     velocity_scale: float = 127.0
     velocity_bias: float = 0.0
-    policy: Policy = Policy()
+    policy: Policy = Policy()  # noqa: RUF009 - frozen
 
 
 def _port(complexity: int, **fields: Any) -> OnsetsFramesConfig:
@@ -175,15 +184,13 @@ class ConvStack(nnx.Module):
             Conv2D, bias=config.conv_bias, initializer=_initializer(config), policy=policy
         )
         make_norm = partial(
-            nnx.BatchNorm,
+            BatchNormReLU,
             momentum=config.norm_momentum,
             epsilon=config.norm_epsilon,
             use_scale=config.norm_scale,
-            dtype=policy.compute,
-            param_dtype=jnp.float32,
         )
         self.conv1, self.conv2, self.conv3 = (
-            make_conv(a, b, rngs=rngs) for a, b in zip(widths, widths[1:], strict=False)
+            make_conv(a, b, rngs=rngs) for a, b in pairwise(widths)
         )
         self.norm1, self.norm2, self.norm3 = (make_norm(c, rngs=rngs) for c in widths[1:])
         bins = config.frontend.num_bins // 4
@@ -200,11 +207,10 @@ class ConvStack(nnx.Module):
     ) -> Float[Array, "B T D"]:
         rates = self.config.dropout
         keys = [None] * 3 if key is None else jax.random.split(key, 3)
-        seen = None if mask is None else mask[:, :, None, None]
 
-        def block(x: jax.Array, conv: Conv2D, norm: nnx.BatchNorm) -> jax.Array:
-            x = norm(conv(x), use_running_average=not train, mask=seen)
-            return mask_frames(jax.nn.relu(x), mask)
+        def block(x: jax.Array, conv: Conv2D, norm: BatchNormReLU) -> jax.Array:
+            bias = None if conv.bias is None else conv.bias[...]
+            return norm(conv(x, add_bias=False), train=train, mask=mask, offset=bias)
 
         x = mask_frames(features, mask)[..., None]  # (B, T, F, 1)
         x = block(x, self.conv1, self.norm1)
@@ -224,19 +230,6 @@ class Detector(nnx.Module):
         self.lstm = _bilstm(config.fc_units, config, rngs) if recurrent else None
         width = 2 * config.lstm_units if recurrent else config.fc_units
         self.out = _linear(width, config.num_pitches, config, rngs)
-
-    def __call__(
-        self,
-        features: Float[Array, "B T F"],
-        *,
-        mask: Bool[Array, "B T"] | None,
-        train: bool,
-        key: Key | None,
-    ) -> Float[Array, "B T P"]:
-        x = self.stack(features, mask=mask, train=train, key=key)
-        if self.lstm is not None:
-            x = self.lstm(x, mask)
-        return self.out(x).astype(jnp.float32)
 
 
 def _bilstm(width: int, config: OnsetsFramesConfig, rngs: nnx.Rngs) -> BiLSTM:
@@ -278,24 +271,26 @@ class OnsetsFrames(nnx.Module):
         mask is True at frames that exist; what lies elsewhere changes nothing that is returned
         for them. With `train`, batch statistics are used and updated, and `key` drives dropout.
         """
+        names = ("onset", "offset", "activation", "velocity")
+        heads = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         keys = [None] * 4 if key is None or not train else jax.random.split(key, 4)
-        options = {"mask": mask, "train": train}
         precision = self.config.policy.matmul_precision
         with jax.default_matmul_precision(None if precision == "default" else precision):
-            logits = {
-                "onset": self.onset(features, key=keys[0], **options),
-                "activation": self.activation(features, key=keys[1], **options),
+            hidden = {
+                name: head.stack(features, mask=mask, train=train, key=head_key)
+                for (name, head), head_key in zip(heads.items(), keys, strict=False)
             }
-            if self.offset is not None:
-                logits["offset"] = self.offset(features, key=keys[2], **options)
+            recurrent = [name for name in heads if heads[name].lstm is not None]
+            layers, inputs = zip(*((heads[n].lstm, hidden[n]) for n in recurrent), strict=True)
+            hidden.update(zip(recurrent, bilstms(layers, inputs, mask), strict=True))
+            logits = {n: head.out(hidden[n]).astype(jnp.float32) for n, head in heads.items()}
             frame = self._frame(logits, mask)
-            velocity = self.velocity(features, key=keys[3], **options)
         return OnsetsFramesOutput(
             onset=logits["onset"],
             offset=logits.get("offset"),
             activation=logits["activation"],
             frame=frame,
-            velocity=velocity,
+            velocity=logits["velocity"],
         )
 
     def _frame(

@@ -11,6 +11,8 @@ from jaxtyping import Array, Bool, Float
 
 from musicjax.types import Key, Policy
 
+_LECUN = nnx.initializers.lecun_normal()
+_WIDE = 32  # input channels from which the matrix product beats XLA's weight gradient on CPU
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 
@@ -37,6 +39,8 @@ def _convolve_cpu_bwd(residuals: tuple, dy: jax.Array) -> tuple[jax.Array, jax.A
     gives every kernel entry.
     """
     x, kernel = residuals
+    # What makes x and dy would otherwise be fused into the copies below and computed thrice.
+    x, dy = jax.lax.optimization_barrier((x, dy))
     rows, columns, c_in, c_out = kernel.shape
     dx = _convolve(dy, kernel[::-1, ::-1].swapaxes(2, 3))
     before_t, before_f = (rows - 1) // 2, (columns - 1) // 2
@@ -64,8 +68,10 @@ _convolve_cpu.defvjp(_convolve_cpu_fwd, _convolve_cpu_bwd)
 def convolve(
     x: Float[Array, "B T F C"], kernel: Float[Array, "rows columns C C_out"]
 ) -> Float[Array, "B T F C_out"]:
-    """Correlate `x` with `kernel`, stride 1, zero padded to the same size."""
-    if jax.default_backend() == "cpu":
+    """Correlate `x` with a `kernel` of odd size, stride 1, zero padded to the same size."""
+    if kernel.shape[0] % 2 == 0 or kernel.shape[1] % 2 == 0:
+        raise ValueError(f"kernel must have odd height and width; got {kernel.shape[:2]}.")
+    if jax.default_backend() == "cpu" and kernel.shape[2] >= _WIDE:
         return _convolve_cpu(x, kernel)
     return _convolve(x, kernel)
 
@@ -83,7 +89,7 @@ class Conv2D(nnx.Module):
         kernel_size: tuple[int, int] = (3, 3),
         *,
         bias: bool = True,
-        initializer: nnx.Initializer = nnx.initializers.lecun_normal(),
+        initializer: nnx.Initializer = _LECUN,
         policy: Policy = Policy(),  # noqa: B008 - frozen
         rngs: nnx.Rngs,
     ):
@@ -92,9 +98,13 @@ class Conv2D(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((out_channels,), policy.param)) if bias else None
         self.dtype = policy.compute
 
-    def __call__(self, x: Float[Array, "B T F C"]) -> Float[Array, "B T F C_out"]:
+    def __call__(
+        self, x: Float[Array, "B T F C"], *, add_bias: bool = True
+    ) -> Float[Array, "B T F C_out"]:
         y = convolve(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
-        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+        if self.bias is None or not add_bias:
+            return y
+        return y + self.bias[...].astype(self.dtype)
 
 
 def max_pool_frequency(x: Float[Array, "B T F C"], size: int) -> Float[Array, "B T F_out C"]:

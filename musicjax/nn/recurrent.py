@@ -6,6 +6,8 @@ the gates, and the weight gradient is one product over all frames after it, wher
 the scan would add a whole weight matrix to the carry at every frame.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -14,39 +16,40 @@ from jaxtyping import Array, Bool, Float
 from musicjax.types import Policy
 
 
-def _activate(z: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Gates i, f, g, o (PyTorch's order) from their pre-activations."""
-    i, f, g, o = jnp.split(z, 4, axis=-1)
-    return jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)
+def _activate(z: jax.Array) -> jax.Array:
+    """Gates i, f, g, o (PyTorch's order), side by side as their pre-activations are.
+
+    sigmoid(x) = (1 + tanh(x / 2)) / 2, so that one tanh over the whole row gives all four.
+    """
+    slope = jnp.repeat(jnp.asarray([0.5, 0.5, 1.0, 0.5], z.dtype), z.shape[-1] // 4)
+    return jnp.tanh(z * slope) * slope + (1 - slope)
 
 
 def _recur(h: jax.Array, kernel: jax.Array) -> jax.Array:
-    """(K, B, H) by (K, H, 4H) in float32 accumulation."""
+    """(..., K, B, H) by (K, H, 4H), accumulated in float32."""
     return jnp.einsum(
-        "kbh,khg->kbg", h.astype(kernel.dtype), kernel, preferred_element_type=jnp.float32
+        "...kbh,khg->...kbg", h.astype(kernel.dtype), kernel, preferred_element_type=jnp.float32
     )
 
 
 def _run(gates: jax.Array, kernel: jax.Array, keep: jax.Array | None, save: bool) -> tuple:
-    """Scan over frames. Returns outputs, and with `save` also (cells, activated gates)."""
+    """Scan over frames. Returns outputs, and with `save` also the cells, both (T, K, B, H)."""
     _, k, b, four_h = gates.shape
     zeros = jnp.zeros((k, b, four_h // 4), jnp.float32)
 
     def step(carry: tuple, xs: tuple) -> tuple:
         h, c = carry
         x, kept = xs
-        i, f, g, o = _activate(x.astype(jnp.float32) + _recur(h, kernel))
+        i, f, g, o = jnp.split(_activate(x.astype(jnp.float32) + _recur(h, kernel)), 4, axis=-1)
         new_c = f * c + i * g
         new_h = o * jnp.tanh(new_c)
         if kept is not None:
             new_c = jnp.where(kept, new_c, c)
             new_h = jnp.where(kept, new_h, h)
-        out = new_h.astype(gates.dtype)
-        saved = (new_c, jnp.concatenate([i, f, g, o], axis=-1)) if save else None
-        return (new_h, new_c), (out, saved)
+        return (new_h, new_c), (new_h.astype(gates.dtype), new_c if save else None)
 
-    _, (outputs, saved) = jax.lax.scan(step, (zeros, zeros), (gates, keep))
-    return outputs, saved
+    _, (outputs, cells) = jax.lax.scan(step, (zeros, zeros), (gates, keep))
+    return outputs, cells
 
 
 @jax.custom_vjp
@@ -64,32 +67,35 @@ def lstm(
 
 
 def _lstm_fwd(gates: jax.Array, kernel: jax.Array, keep: jax.Array | None) -> tuple:
-    outputs, (cells, activated) = _run(gates, kernel, keep, save=True)
-    return outputs, (outputs, cells, activated, kernel, keep)
+    outputs, cells = _run(gates, kernel, keep, save=True)
+    return outputs, (gates, outputs, cells, kernel, keep)
 
 
 def _lstm_bwd(residuals: tuple, d_outputs: jax.Array) -> tuple:
-    outputs, cells, activated, kernel, keep = residuals
-    previous_cells = jnp.concatenate([jnp.zeros_like(cells[:1]), cells[:-1]])
+    gates, outputs, cells, kernel, keep = residuals
+
+    def earlier(x: jax.Array) -> jax.Array:
+        return jnp.concatenate([jnp.zeros_like(x[:1]), x[:-1]])
+
+    # All that does not depend on later frames is computed for every frame at once.
+    before = earlier(outputs)
+    z = gates.astype(jnp.float32) + _recur(before, kernel)
+    i, f, g, o = jnp.split(_activate(z), 4, axis=-1)
+    tanh_c = jnp.tanh(cells)
+    to_cell = o * (1 - tanh_c**2)
+    to_gates = jnp.concatenate(
+        [g * i * (1 - i), earlier(cells) * f * (1 - f), i * (1 - g**2), tanh_c * o * (1 - o)],
+        axis=-1,
+    )
     kernel_t = kernel.swapaxes(1, 2)
 
     def step(carry: tuple, xs: tuple) -> tuple:
         dh, dc = carry
-        d_out, c, c_before, gates, kept = xs
+        d_out, cell_slope, gate_slope, forget, kept = xs
         dh = dh + d_out.astype(jnp.float32)
-        i, f, g, o = jnp.split(gates, 4, axis=-1)
-        tanh_c = jnp.tanh(c)
-        new_dc = dc + dh * o * (1 - tanh_c**2)
-        dz = jnp.concatenate(
-            [
-                new_dc * g * i * (1 - i),
-                new_dc * c_before * f * (1 - f),
-                new_dc * i * (1 - g**2),
-                dh * tanh_c * o * (1 - o),
-            ],
-            axis=-1,
-        )
-        new_dc = new_dc * f
+        new_dc = dc + dh * cell_slope
+        dz = gate_slope * jnp.concatenate([new_dc, new_dc, new_dc, dh], axis=-1)
+        new_dc = new_dc * forget
         if kept is not None:
             dz = jnp.where(kept, dz, 0)
             new_dc = jnp.where(kept, new_dc, dc)
@@ -99,9 +105,9 @@ def _lstm_bwd(residuals: tuple, d_outputs: jax.Array) -> tuple:
         return (new_dh, new_dc), dz.astype(d_outputs.dtype)
 
     zeros = jnp.zeros(cells.shape[1:], jnp.float32)
-    xs = (d_outputs, cells, previous_cells, activated, keep)
+    xs = (d_outputs, to_cell, to_gates, f, keep)
     _, dz = jax.lax.scan(step, (zeros, zeros), xs, reverse=True)
-    d_kernel = jnp.einsum("tkbh,tkbg->khg", outputs[:-1], dz[1:])
+    d_kernel = jnp.einsum("tkbh,tkbg->khg", before, dz, preferred_element_type=jnp.float32)
     return dz, d_kernel.astype(kernel.dtype), None
 
 
@@ -115,9 +121,7 @@ class LSTMWeights(nnx.Module):
     too (`recurrent_bias`), so that such checkpoints correspond one to one.
     """
 
-    def __init__(
-        self, width: int, units: int, *, two_biases: bool, policy: Policy, rngs: nnx.Rngs
-    ):
+    def __init__(self, width: int, units: int, *, two_biases: bool, policy: Policy, rngs: nnx.Rngs):
         def draw(*shape: int) -> nnx.Param:  # PyTorch's rule: uniform within 1 / sqrt(units)
             bound = units**-0.5
             value = jax.random.uniform(rngs.params(), shape, policy.param, -bound, bound)
@@ -128,7 +132,7 @@ class LSTMWeights(nnx.Module):
         self.bias = draw(4 * units)
         self.recurrent_bias = draw(4 * units) if two_biases else None
 
-    def project(self, x: Float[Array, "B T D"]) -> Float[Array, "B T G"]:
+    def project(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch G"]:
         """The input's share of the gates, biases included."""
         bias = self.bias[...]
         if self.recurrent_bias is not None:
@@ -160,19 +164,38 @@ class BiLSTM(nnx.Module):
     def __call__(
         self, x: Float[Array, "B T D"], mask: Bool[Array, "B T"] | None = None
     ) -> Float[Array, "B T H2"]:
-        x = x.astype(self.dtype)
-        gates = jnp.stack(
-            [
-                self.forward.project(x).swapaxes(0, 1),
-                self.backward.project(x).swapaxes(0, 1)[::-1],
-            ],
-            axis=1,
-        )  # (T, 2, B, 4H)
-        kernels = [self.forward.recurrent_kernel[...], self.backward.recurrent_kernel[...]]
-        keep = None
-        if mask is not None:
-            frames_first = mask.T[..., None]
-            keep = jnp.stack([frames_first, frames_first[::-1]], axis=1)
-        h = lstm(gates, jnp.stack(kernels).astype(self.dtype), keep)
-        y = jnp.concatenate([h[:, 0], h[::-1, 1]], axis=-1).swapaxes(0, 1)
-        return y if mask is None else jnp.where(mask[..., None], y, 0)
+        return bilstms([self], [x], mask)[0]
+
+    def gates(self, x: Float[Array, "B T D"]) -> Float[Array, "T 2 B G"]:
+        """Projected input of both directions, the second one reversed in time."""
+        x = x.astype(self.dtype).swapaxes(0, 1)
+        return jnp.stack([self.forward.project(x), self.backward.project(x)[::-1]], axis=1)
+
+    def kernels(self) -> Float[Array, "2 H G"]:
+        """Recurrent kernels of both directions."""
+        both = [self.forward.recurrent_kernel[...], self.backward.recurrent_kernel[...]]
+        return jnp.stack(both).astype(self.dtype)
+
+
+def bilstms(
+    layers: Sequence[BiLSTM],
+    inputs: Sequence[Float[Array, "B T D"]],
+    mask: Bool[Array, "B T"] | None = None,
+) -> list[Float[Array, "B T H2"]]:
+    """Several layers of one size, each on its own input, in a single scan.
+
+    A scan over small matrices takes as long as its number of steps, whether a step multiplies two
+    of them or eight.
+    """
+    gates = jnp.concatenate([layer.gates(x) for layer, x in zip(layers, inputs, strict=True)], 1)
+    kernel = jnp.concatenate([layer.kernels() for layer in layers])
+    keep = None
+    if mask is not None:
+        frames_first = mask.T[..., None]
+        keep = jnp.stack([frames_first, frames_first[::-1]] * len(layers), axis=1)
+    h = lstm(gates, kernel, keep)  # (T, 2 * layers, B, H)
+    outputs = []
+    for forward in range(0, 2 * len(layers), 2):
+        y = jnp.concatenate([h[:, forward], h[::-1, forward + 1]], axis=-1).swapaxes(0, 1)
+        outputs.append(y if mask is None else jnp.where(mask[..., None], y, 0))
+    return outputs
