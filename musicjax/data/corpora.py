@@ -6,6 +6,7 @@ are read in memory: nothing is extracted, so nothing can leave its folder.
 """
 
 import functools
+import glob
 import io
 import os
 import tarfile
@@ -204,31 +205,42 @@ class RecordingSource(Sequence[Recording]):
         return (self[i].example() for i in range(len(self)))
 
 
-def folder_source(folder: str | os.PathLike[str], sample_rate: int = 16000) -> RecordingSource:
-    """Recordings below a folder that have notes beside them: the same name with .mid, .midi,
-    .notes.csv, .csv or .txt.
+def folder_source(entry: str | os.PathLike[str], sample_rate: int = 16000) -> RecordingSource:
+    """Recordings that have notes beside them: the same name with .mid, .midi, .notes.csv, .csv
+    or .txt.
+
+    Args:
+      entry: a folder, searched with its sub-folders; a pattern such as `clips/piano_*.flac`; or
+        one recording.
+      sample_rate: rate to deliver, Hz.
 
     Raises:
       DataError: no recording there has notes.
     """
-    pairs = pair_recordings(Path(folder))
+    pairs = pair_recordings(Path(entry))
     if not pairs:
         raise DataError(
-            f"no recording with notes below {folder}: expected pairs such as piece.wav and "
+            f"no recording with notes at {entry}: expected pairs such as piece.wav and "
             f"piece.mid (audio: {', '.join(AUDIO_SUFFIXES)}; notes: {', '.join(NOTE_SUFFIXES)})."
         )
     return RecordingSource(pairs, sample_rate)
 
 
-def pair_recordings(folder: Path) -> list[tuple[str, Path, Path]]:
-    """(id, audio, notes) of every recording below a folder that has notes beside it."""
+def pair_recordings(path: Path) -> list[tuple[str, Path, Path]]:
+    """(id, audio, notes) of every recording that has notes beside it: those below a folder, those
+    that a pattern matches, or the one at a path."""
+    if path.is_dir():
+        folder, found = path, list(path.rglob("*"))
+    else:
+        folder, found = path.parent, [Path(name) for name in glob.glob(str(path))]
     pairs = []
-    for audio in sorted(p for p in folder.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES):
+    for audio in sorted(p for p in found if p.suffix.lower() in AUDIO_SUFFIXES):
         stem = audio.with_suffix("")
         candidates = (stem.with_name(stem.name + suffix) for suffix in NOTE_SUFFIXES)
         truth = next((c for c in candidates if c.is_file()), None)
         if truth is not None:
-            pairs.append((stem.relative_to(folder).as_posix(), audio, truth))
+            name = stem.relative_to(folder).as_posix() if path.is_dir() else stem.name
+            pairs.append((name, audio, truth))
     return pairs
 
 

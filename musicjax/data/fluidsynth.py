@@ -231,7 +231,7 @@ def _library() -> Any:
     lib.fluid_settings_setnum.argtypes = [pointer, ctypes.c_char_p, ctypes.c_double]
     lib.fluid_synth_sfload.argtypes = [pointer, ctypes.c_char_p, ctypes.c_int]
     lib.fluid_synth_set_gain.argtypes = [pointer, ctypes.c_float]
-    lib.fluid_synth_set_reverb.argtypes = [pointer] + 4 * [ctypes.c_double]
+    lib.fluid_synth_set_reverb.argtypes = [pointer, *4 * [ctypes.c_double]]
     lib.fluid_synth_get_sfont_by_id.argtypes = [pointer, ctypes.c_int]
     lib.fluid_synth_get_sfont_by_id.restype = pointer
     lib.fluid_synth_add_sfont.argtypes = lib.fluid_synth_remove_sfont.argtypes = 2 * [pointer]
@@ -248,7 +248,7 @@ def _library() -> Any:
         ("noteoff", 2),
         ("cc", 3),
     ):
-        getattr(lib, f"fluid_synth_{action}").argtypes = [pointer] + count * [ctypes.c_int]
+        getattr(lib, f"fluid_synth_{action}").argtypes = [pointer, *count * [ctypes.c_int]]
     for destroy in (lib.delete_fluid_synth, lib.delete_fluid_settings):
         destroy.argtypes, destroy.restype = [pointer], None
     for level in range(_LEVELS):

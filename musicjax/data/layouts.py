@@ -238,12 +238,14 @@ def _mirdata_reader(track: Any, attribute: str) -> Callable[[], Notes]:
         if data is None:
             return Notes.empty()
         if hasattr(data, "instruments"):  # a pretty_midi.PrettyMIDI
-            return read_midi(next(getattr(track, p) for p in ("midi_path",) if hasattr(track, p)))
+            return read_midi(track.midi_path)
         from librosa import hz_to_midi, note_to_midi
 
-        pitch = {"hz": hz_to_midi, "note_name": note_to_midi}.get(data.pitch_unit, np.asarray)(
-            data.pitches
-        )
+        pitch = data.pitches
+        if data.pitch_unit == "hz":
+            pitch = hz_to_midi(pitch)
+        elif data.pitch_unit == "note_name":
+            pitch = note_to_midi(pitch)
         pitch = np.clip(np.rint(pitch), 0, 127).astype(int)
         start, end = np.asarray(data.intervals, float).T
         return Notes.from_arrays(start, np.maximum(end, start), pitch).sorted()

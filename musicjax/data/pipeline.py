@@ -8,6 +8,7 @@ continues with the same batches, whatever the number of workers or threads.
 import atexit
 import functools
 import gc
+import glob
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,8 +19,8 @@ from typing import Any, Literal
 import numpy as np
 
 from musicjax.data.augment import AugmentConfig, augment
-from musicjax.data.corpora import Recording, folder_source
-from musicjax.data.records import Example, Record, RecordSource, to_float, to_int16
+from musicjax.data.corpora import AUDIO_SUFFIXES, Recording, folder_source
+from musicjax.data.records import SUFFIX, Example, Record, RecordSource, to_float, to_int16
 from musicjax.errors import ConfigError, DataError, MissingDependencyError
 from musicjax.notes import Notes
 
@@ -40,8 +41,8 @@ class DataConfig:
     """Where training and validation examples come from and how they become batches."""
 
     train: tuple[str, ...] = ("composer:",)
-    """Folders or files of records, folders of recordings with notes beside them, or `composer:`
-    (`composer:PATH` plays through a sound font or a bank of notes)."""
+    """Folders or files of records, recordings with notes beside them (a folder, a file, a pattern),
+    or `composer:` (`composer:PATH` plays through a sound font or a bank of notes)."""
     valid: tuple[str, ...] = ("composer:",)
     """The same, for validation; `composer:` gives a fixed handful of pieces."""
     weights: tuple[float, ...] = ()
@@ -193,7 +194,8 @@ def open_source(entry: str, sample_rate: int = 16000) -> Sequence[Any]:
     if entry.startswith(_COMPOSER):
         return _ComposerSource(entry.removeprefix(_COMPOSER))
     path = Path(entry)
-    if path.is_dir() and next(path.rglob("*.array_record"), None) is None:
+    recordings = path.suffix.lower() in AUDIO_SUFFIXES or glob.has_magic(entry)
+    if recordings or (path.is_dir() and next(path.rglob(f"*{SUFFIX}"), None) is None):
         return folder_source(path, sample_rate)
     return RecordSource(path)
 

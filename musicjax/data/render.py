@@ -237,14 +237,16 @@ def render_corpus(config: RenderConfig, on_progress: Progress | None = None) -> 
     _check_manifest(repertoire)
     shards = list(_shards(config))
     missing = [shard for shard in shards if not _is_complete(config.out, *shard)]
-    finished = sum(len(indices) for _, indices in shards if (_, indices) not in missing)
-    report = _Report(on_progress, finished, config.num_examples)
+    still_to_do = sum(len(indices) for _, indices in missing)
+    report = _Report(on_progress, config.num_examples - still_to_do, config.num_examples)
     processes = min(config.processes or os.cpu_count() or 1, max(len(missing), 1))
     if processes == 1:
         for name, indices in missing:
             _render_shard(repertoire, name, indices, report.one_more)
     else:
         _render_parallel(repertoire, missing, processes, report)
+    for leftover in config.out.glob(f".*{SUFFIX}.*"):  # of a run that was killed in mid-shard
+        leftover.unlink(missing_ok=True)
     _write_manifest(repertoire, shards, complete=True)
     return config.num_examples
 

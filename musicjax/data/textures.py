@@ -81,7 +81,8 @@ def progression(rng: np.random.Generator, num_beats: float, bar: int) -> list[Ch
     size = int(rng.choice([3, 4, 5], p=[0.6, 0.3, 0.1]))
     chromatic = rng.random() < 0.15
     loop = int(rng.choice([0, 4, 8]))  # pop pieces repeat their chords
-    degree, beat, chords = 0, 0.0, []
+    degree, beat = 0, 0.0
+    chords: list[Chord] = []
     pattern: list[tuple[int, ...]] = []
     while beat < num_beats:
         if rng.random() < 0.03:

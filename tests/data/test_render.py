@@ -2,6 +2,11 @@
 
 import dataclasses
 import io
+import json
+import pickle
+import signal
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -11,6 +16,7 @@ import pytest
 from musicjax.data import fluidsynth
 from musicjax.data.corpora import find_scores, folder_source
 from musicjax.data.instruments import expand_instruments, open_bank, play
+from musicjax.data.pipeline import examples
 from musicjax.data.records import RecordSource
 from musicjax.data.render import RenderConfig, Repertoire, as_piano, render_corpus, render_example
 from musicjax.errors import ConfigError, DataError, MusicJaxError
@@ -88,6 +94,32 @@ def test_a_stopped_job_goes_on_and_ends_the_same(config: RenderConfig, tmp_path:
     assert seen[0] == (2, 6) and seen[-1] == (6, 6)
     assert shards[0].stat().st_mtime_ns == written, "a finished shard was rendered again"
     assert contents(stopped.out) == whole
+
+
+KILLED = """
+import os, pickle, signal, sys
+from musicjax.data.render import render_corpus
+
+def kill(done, total):
+    if done == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+render_corpus(pickle.loads(bytes.fromhex(sys.argv[1])), kill)
+"""
+
+
+def test_a_killed_job_goes_on_and_ends_the_same(config: RenderConfig, tmp_path: Path) -> None:
+    killed = dataclasses.replace(config, out=tmp_path / "killed", hours=4 * 2 / 3600)
+    argument = pickle.dumps(killed).hex()
+    done = subprocess.run([sys.executable, "-c", KILLED, argument], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert [s.name for s in killed.out.glob("*.array_record")] == ["part-00000.array_record"]
+    assert not json.loads((killed.out / "corpus.json").read_text())["complete"]
+    render_corpus(killed)
+    whole = dataclasses.replace(killed, out=tmp_path / "whole")
+    render_corpus(whole)
+    assert contents(killed.out) == contents(whole.out)
+    assert {p.name for p in killed.out.iterdir()} == {p.name for p in whole.out.iterdir()}
 
 
 def test_more_hours_add_to_a_corpus(config: RenderConfig) -> None:
@@ -323,5 +355,11 @@ def test_recordings_in_a_folder_are_read_in_parts(tmp_path: Path) -> None:
         part = recording.crop(20_000, 9000).astype(int)
         assert len(part) == 9000
         assert np.abs(part - whole[20_000:29_000]).max() < 40  # the resampler starts elsewhere
+    assert [r.id for r in folder_source(tmp_path / "*.flac", RATE)] == ["b"]
+    assert [e.id for e in examples((str(tmp_path / "a.wav"), str(tmp_path)), RATE)] == [
+        "a",
+        "a",
+        "b",
+    ]
     with pytest.raises(DataError, match="no recording with notes"):
         folder_source(tmp_path / "nothing")
