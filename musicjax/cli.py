@@ -204,7 +204,7 @@ def evaluate(args: argparse.Namespace) -> int:
 
 def data(args: argparse.Namespace) -> int:
     """Training data: the typed options of `musicjax.data` do the talking."""
-    from musicjax.data import command
+    from musicjax.data.verbs import command
 
     return command(args.action, args.rest)
 

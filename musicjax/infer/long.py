@@ -146,6 +146,11 @@ class Runner:
 
         self._activations = activations
 
+    @property
+    def programs(self) -> int:
+        """How many programs have been compiled: one, however many lengths were heard."""
+        return self._activations._cache_size()
+
     def take_weights(self, model: nnx.Module) -> None:
         """Go on with another model of the same config, without compiling again."""
         self._state = jax.device_put(nnx.state(model), self.device)

@@ -1,0 +1,160 @@
+"""Transcription from Python: sources, options, results that write and show themselves."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+import soundfile
+
+import musicjax
+from musicjax.audio import Audio
+from musicjax.data.records import Example
+from musicjax.errors import AudioError, ConfigError, DataError, OutputError
+from musicjax.notes import Notes, read_csv, read_json, read_midi
+from musicjax.tasks import Transcriber, evaluate
+
+RATE = 16000
+
+
+@pytest.fixture(scope="module")
+def transcriber(tiny_weights):
+    return musicjax.load(tiny_weights, window_s=6.0, batch_size=2)
+
+
+@pytest.fixture(scope="module")
+def samples():
+    return np.random.default_rng(0).normal(0, 0.1, 3 * RATE).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def low(transcriber, samples):
+    """Thresholds in the middle of what random weights say, so that there are many notes."""
+    heard = transcriber.activations(samples, RATE)
+    return {f"{name}_threshold": float(np.median(heard[name])) for name in ("onset", "frame")}
+
+
+@pytest.fixture(scope="module")
+def result(transcriber, samples, low):
+    return transcriber.transcribe(samples, RATE, **low)
+
+
+def test_every_kind_of_source_gives_the_same_notes(transcriber, samples, result, tmp_path, low):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, samples, RATE, subtype="FLOAT")
+    assert len(result.notes) > 0
+    sources = [path, io.BytesIO(path.read_bytes()), Audio(samples, RATE), (samples, RATE),
+               np.stack([samples, samples])]  # fmt: skip
+    for source in sources:
+        rate = RATE if isinstance(source, np.ndarray) else None
+        assert transcriber.transcribe(source, rate, **low).notes == result.notes
+    assert transcriber.runner.programs == 1
+
+
+def test_activations_cover_the_recording(transcriber, samples, result):
+    heard = transcriber.activations(samples, RATE)
+    assert heard.keys() == result.activations.keys() >= {"onset", "frame", "velocity"}
+    for name, value in heard.items():
+        assert value.shape == (np.ceil(3 * RATE / 512), 88)
+        assert value.dtype == np.float16
+        assert value.min() >= 0 and value.max() <= 1
+        np.testing.assert_array_equal(value, result.activations[name])
+    assert result.frames_per_s == RATE / 512
+    assert result.duration_s == 3.0
+
+
+def test_the_result_writes_itself(result, tmp_path):
+    result.to_midi(tmp_path / "a.mid")
+    result.to_csv(tmp_path / "a.csv")
+    result.to_json(tmp_path / "a.json")
+    count = len(result.notes)
+    assert len(read_midi(tmp_path / "a.mid")) == count
+    assert len(read_csv(tmp_path / "a.csv")) == count
+    assert len(read_json(tmp_path / "a.json")) == count
+    assert json.loads((tmp_path / "a.json").read_text())
+    assert result.write(tmp_path / "b.MID").exists()
+    with pytest.raises(OutputError, match=r"\.mid, \.midi"):
+        result.write(tmp_path / "a.txt")
+
+
+def test_the_result_as_a_note_sequence(result):
+    pytest.importorskip("note_seq")
+    assert len(result.to_note_sequence().notes) == len(result.notes)
+
+
+def test_the_result_draws_and_shows_itself(result, tmp_path):
+    result.write(tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    page = result._repr_html_()
+    assert 'src="data:image/png;base64,iVBOR' in page
+    assert repr(result).startswith(f"Transcription({len(result.notes)} notes in 3.0 s")
+
+
+def test_a_result_without_its_audio_still_draws(transcriber, samples, tmp_path, low):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, samples, RATE)
+    heard = transcriber.transcribe(path, **low)
+    path.unlink()
+    heard.plot(tmp_path / "a.png", start_s=1.0, end_s=2.0)
+    assert (tmp_path / "a.png").stat().st_size > 0
+
+
+def test_options_go_to_the_decoding_and_are_checked(transcriber, samples, result):
+    fewer = transcriber.transcribe(samples, RATE, onset_threshold=0.99)
+    assert len(fewer.notes) < len(result.notes)
+    with pytest.raises(ConfigError, match="did you mean onset_threshold"):
+        transcriber.transcribe(samples, RATE, onset_treshold=0.4)
+
+
+def test_many_recordings_in_order_with_errors_in_place(transcriber, samples, tmp_path, result, low):
+    given = [Audio(samples, RATE), tmp_path / "gone.wav", Audio(samples, RATE)]
+    first, second, third = transcriber.transcribe_many(given, **low)
+    assert first.notes == third.notes == result.notes
+    assert isinstance(second, AudioError)
+
+
+def test_long_audio_gives_the_notes_of_its_pieces_away_from_the_seams(transcriber, low):
+    long = np.random.default_rng(1).normal(0, 0.1, 24 * RATE).astype(np.float32)
+    whole = transcriber.transcribe(long, RATE, **low).notes
+    for start in (0, 12):
+        piece = transcriber.transcribe(long[start * RATE : (start + 12) * RATE], RATE, **low).notes
+
+        def inner(notes: Notes, low: float, high: float) -> set:
+            near = [n for n in notes if low <= n.onset_s < high and n.offset_s < high]
+            return {(round(n.onset_s * RATE / 512), n.pitch) for n in near}
+
+        shifted = piece.shift(start)
+        here = inner(whole, start + 3, start + 9)
+        there = inner(shifted, start + 3, start + 9)
+        assert len(here) > 10
+        # A probability within rounding of a threshold may fall on either side of it.
+        assert len(here ^ there) <= 0.02 * len(here)
+
+
+def example(samples, notes, name="piece"):
+    return Example(name, RATE, (samples * 32767).astype(np.int16), notes)
+
+
+def test_evaluation_scores_each_piece_and_the_mean(transcriber, samples, low):
+    as_heard = transcriber.transcribe((samples * 32767).astype(np.int16), RATE, **low).notes
+    one = Notes.from_arrays([0.5], [1.0], [60], [80])
+    found = evaluate(
+        transcriber, [example(samples, as_heard, "a"), example(samples, one, "b")], **low
+    )
+    assert found["pieces"] == 2
+    assert found["each"]["a"]["onset_f1"] == 1.0
+    assert found["each"]["b"]["onset_f1"] < 0.5
+    mean = (found["each"]["a"]["onset_f1"] + found["each"]["b"]["onset_f1"]) / 2
+    assert found["mean"]["onset_f1"] == pytest.approx(mean)
+    with pytest.raises(DataError, match="no examples"):
+        evaluate(transcriber, [])
+
+
+def test_unknown_task_and_device_are_told(tiny_weights):
+    with pytest.raises(ConfigError, match="no device 'abacus'"):
+        musicjax.load(tiny_weights, device="abacus")
+
+
+def test_names_of_the_task(transcriber):
+    assert isinstance(transcriber, Transcriber)
+    assert "16000 Hz" in repr(transcriber)

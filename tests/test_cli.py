@@ -1,0 +1,168 @@
+"""The command line: help, machine-readable output, exit codes, options of the decoding."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+
+from musicjax.cli import main
+from musicjax.notes import read_csv, read_midi
+from musicjax.tasks import transcribe as task
+from musicjax.version import __version__
+
+VERBS = ("transcribe", "models", "train", "eval", "data", "convert", "bench")
+
+
+@pytest.fixture(autouse=True)
+def small_windows(tmp_path, monkeypatch):
+    monkeypatch.setattr(task, "WINDOW_S", 5.0)
+    monkeypatch.setattr(task, "CPU_BATCH", 10)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def recordings(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        soundfile.write(tmp_path / f"{name}.wav", rng.normal(0, 0.1, 8000), 16000)
+    return ["a.wav", "b.wav"]
+
+
+def lines(capfd):
+    return [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_examples(verb, capfd):
+    assert main([verb, "--help"]) == 0
+    said = capfd.readouterr().out
+    assert "examples:" in said
+    assert f"musicjax {verb}" in said.split("examples:")[1]
+
+
+def test_help_and_models_import_nothing_heavy(root):
+    code = """
+import sys
+from musicjax.cli import main
+codes = [main(["--help"]), main(["transcribe", "--help"]), main(["models"])]
+heavy = {"jax", "flax", "numpy", "librosa", "matplotlib"} & set(sys.modules)
+assert codes == [0, 0, 0] and not heavy, (codes, heavy)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_module_is_the_command(root):
+    command = [sys.executable, "-m", "musicjax", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root)
+    assert done.stdout.strip() == f"musicjax {__version__}"
+
+
+@pytest.mark.parametrize(
+    "args", [[], ["sing"], ["transcribe"], ["transcribe", "a", "--modle", "x"]]
+)
+def test_wrong_use_is_code_2(args, capfd):
+    assert main(args) == 2
+
+
+def test_transcribe_for_programs(tiny_weights, recordings, capfd):
+    args = [
+        "transcribe",
+        *recordings,
+        "gone.wav",
+        "-o",
+        "out",
+        "--format",
+        "mid",
+        "--format",
+        "csv",
+    ]
+    assert main([*args, "--model", str(tiny_weights), "--json"]) == 1
+    first, second, third = lines(capfd)
+    assert first["outputs"] == ["out/a.mid", "out/a.csv"]
+    assert first["duration_s"] == 0.5
+    assert first["notes"] == len(read_midi("out/a.mid")) == len(read_csv("out/a.csv"))
+    assert second["error"] is None
+    assert "does not exist" in third["error"]
+
+
+def test_transcribe_for_people(tiny_weights, recordings, capfd):
+    args = ["transcribe", "a.wav", "--model", str(tiny_weights), "-o", "x.mid", "-o", "x.json"]
+    assert main(args) == 0
+    said = capfd.readouterr()
+    assert said.out.startswith("a.wav -> x.mid, x.json: ")
+    assert said.err == ""
+
+
+def test_decoding_options_are_typed(tiny_weights, recordings, capfd):
+    base = ["transcribe", "--model", str(tiny_weights), "--json"]
+    assert main([*base, "--onset-threshold", "1.0", "a.wav"]) == 0
+    assert lines(capfd)[0]["notes"] == 0
+    assert main([*base, "a.wav", "--onset-threshold=0.0", "--split-reonsets", "true"]) == 0
+    assert lines(capfd)[0]["notes"] > 0
+    assert main([*base, "a.wav", "--onset-threshold", "loud"]) == 2
+    assert "type float" in capfd.readouterr().err
+    assert main([*base, "a.wav", "--onset-treshold", "0.5"]) == 2
+    assert "did you mean --onset-threshold" in capfd.readouterr().err
+
+
+def test_errors_for_programs(capfd):
+    assert main(["models", "no.such", "--json"]) == 2
+    (told,) = lines(capfd)
+    assert told["exit_code"] == 2
+    assert "no.such" in told["error"]
+
+
+def test_models_lists_and_filters(capfd):
+    assert main(["models", "--json"]) == 0
+    (rows,) = lines(capfd)
+    assert {"name", "parameters", "weights", "licence", "paper"} <= rows[0].keys()
+    assert main(["models", "onsets_frames"]) == 0
+    assert "onsets_frames.small" in capfd.readouterr().out
+    assert main(["models", "*zzz*"]) == 2
+
+
+def test_eval_on_a_folder(tiny_weights, recordings, capfd):
+    base = ["transcribe", *recordings, "--model", str(tiny_weights)]
+    assert main(base) == 0
+    capfd.readouterr()
+    assert main(["eval", str(tiny_weights), ".", "--json"]) == 0
+    (found,) = lines(capfd)
+    assert found["pieces"] == 2
+    assert found["mean"]["onset_f1"] == 1.0
+    assert main(["eval", str(tiny_weights), "."]) == 0
+    assert "mean of 2" in capfd.readouterr().out
+
+
+def test_bench_tells_first_and_steady(tiny_weights, capfd):
+    args = ["bench", "--model", str(tiny_weights), "--seconds", "2", "--repeats", "2", "--json"]
+    assert main(args) == 0
+    (row,) = lines(capfd)
+    assert row["first_s"] > 0
+    assert row["times_real_time"] == pytest.approx(2 / row["median_s"], abs=0.1)
+    assert main(["bench", "--model", str(tiny_weights), "--seconds", "0"]) == 2
+
+
+def test_unknown_configs_and_fields_are_told(tmp_path, capfd):
+    assert main(["train", "onset_frames"]) == 2
+    assert "onsets_frames" in capfd.readouterr().err
+    assert main(["train", "onsets_frames", "tiny", "--optim.lrr", "1"]) == 2
+    assert "--optim.lr" in capfd.readouterr().err
+    (tmp_path / "mine.py").write_text("x = 1\n")
+    assert main(["train", "mine.py"]) == 2
+    assert "get_config" in capfd.readouterr().err
+
+
+def test_train_runs_a_config_file_of_the_users(tmp_path, monkeypatch, capfd):
+    (tmp_path / "mine.py").write_text(
+        "from musicjax.configs.onsets_frames import get_config as base\n"
+        "def get_config(variant='tiny'):\n    return base(variant)\n"
+    )
+    seen = []
+    monkeypatch.setattr("musicjax.train.loop.train", lambda c, evaluate: seen.append(c) or "w")
+    assert main(["train", "mine.py", "--steps", "3"]) == 0
+    assert capfd.readouterr().out == "w\n"
+    assert seen[0].steps == 3
