@@ -44,7 +44,9 @@ class _Damage(Exception):
     """What is wrong in the bytes; the public reader says in which file."""
 
 
-def read_midi(source: str | os.PathLike[str] | io.BufferedIOBase, *, sustained: bool = False) -> Notes:
+def read_midi(
+    source: str | os.PathLike[str] | io.BufferedIOBase, *, sustained: bool = False
+) -> Notes:
     """Read a standard MIDI file (type 0, 1 or 2, or RIFF-wrapped) into sorted Notes with pedals.
 
     Notes that are never released end with their track. Tempo changes and SMPTE time are followed.

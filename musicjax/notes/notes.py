@@ -354,8 +354,9 @@ class Notes:
         programs = len(np.unique(self.program[~self.is_drum]))
         if programs > 1:
             parts.append(f"{programs} programs")
-        if self.is_drum.any():
-            parts.append(f"{int(self.is_drum.sum())} of them drums")
+        drums = int(self.is_drum.sum())
+        if drums:
+            parts.append("all drums" if drums == len(self) else f"{drums} of them drums")
         if self.pedal is not None:
             parts.append(f"{len(self.pedal)} pedal events")
         return ", ".join(parts)
