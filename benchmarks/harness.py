@@ -68,7 +68,8 @@ class Subject:
 
     `build` makes the function to be timed, and its time counts as compiling; without it a
     function from `jax.jit` is lowered and compiled for `args`, and any other is called as it is.
-    `wait` blocks until a result is really there (jax and torch results need none).
+    `wait` blocks until a result is really there (jax and torch results need none). `memory_mb`
+    tells the peak of work done elsewhere, in a process of its own.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Subject:
     args: tuple = ()
     build: Callable[[], Callable] | None = None
     wait: Callable[[Any], Any] | None = None
+    memory_mb: Callable[[], float] = peak_rss_mb
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,9 @@ def compare(
     """
     starts = [_start(subject) for subject in subjects]
     calls = [call for call, *_ in starts]
-    warm = [_clock(call) for call in calls]  # one round unseen: caches, thread pools, frequency
-    slow = min_repeats * sum(warm) > 10 * budget_s
+    # One round unseen, for caches, thread pools and clock frequency.
+    warm = [_clock(call) for call in calls] if min_repeats > 1 else [0.0]
+    slow = min_repeats * sum(warm) > 10 * budget_s > 0
     times: list[list[float]] = [[] for _ in subjects]
     begun = time.perf_counter()
     for repeat in range(5 * min_repeats):
@@ -185,7 +188,7 @@ def _start(subject: Subject) -> tuple[Callable[[], Any], float | None, float, fl
         return wait(function(*subject.args))
 
     first_s = _clock(call)
-    return call, compile_s, first_s, peak_rss_mb(), _device_peak_mb()
+    return call, compile_s, first_s, subject.memory_mb(), _device_peak_mb()
 
 
 def _is_jitted(function: Any) -> bool:
