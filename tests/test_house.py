@@ -15,8 +15,8 @@ import pytest
 # From foundations to front door. A room may import itself and those before it; the first group
 # may be imported by all, and the registry reaches models by name only.
 ROOMS = [
-    "version", "errors", "types", "files", "registry", "audio", "nn", "decode", "notes", "plots",
-    "data", "hub", "train", "metrics", "infer", "tasks", "terminal", "arguments", "cli",
+    "version", "errors", "types", "files", "registry", "audio", "nn", "decode", "notes",
+    "data", "hub", "train", "metrics", "plots", "infer", "tasks", "terminal", "arguments", "cli",
 ]  # fmt: skip
 # What a folder of models/ may use: what a network is made of, never what runs it.
 MODEL_ROOMS = {"errors", "types", "files", "registry", "audio", "nn", "decode", "notes", "hub"}
