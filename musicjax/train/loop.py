@@ -4,10 +4,11 @@ The host prepares batch n + 1 while the device works on step n; the numbers of s
 only after step n was dispatched, so that the device never waits for the log.
 """
 
+import contextlib
 import functools
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -248,7 +249,7 @@ def _run(
                 _finish(run, pending, meter, log)
                 pending = None
                 if due and evaluate is not None and not stop:
-                    with meter.paused():
+                    with meter.paused(), _saving_on_failure(run, checkpoints):
                         _evaluate(run, evaluate, log)
                 _save(run, checkpoints)
             if stop:
@@ -262,7 +263,8 @@ def _run(
     if pending is not None:
         _finish(run, pending, meter, log)
     if evaluate is not None and not (config.eval_every and run.step % config.eval_every == 0):
-        _evaluate(run, evaluate, log)
+        with _saving_on_failure(run, checkpoints):
+            _evaluate(run, evaluate, log)
     run.export(FINAL, run.model())
     _save(run, checkpoints)
 
@@ -310,6 +312,17 @@ def _evaluate(run: _Run, evaluate: Evaluate, log: RunLog) -> None:
     if score > run.best:
         run.best = score
         run.export(BEST, model)
+
+
+@contextlib.contextmanager
+def _saving_on_failure(run: _Run, checkpoints: Checkpoints) -> Iterator[None]:
+    """An evaluation that fails must not cost the steps before it."""
+    try:
+        yield
+    except BaseException:
+        run.metrics = {}
+        _save(run, checkpoints)
+        raise
 
 
 def _save(run: _Run, checkpoints: Checkpoints) -> None:

@@ -46,7 +46,8 @@ def partition(
     An axis that the mesh axis does not divide stays whole, and no mesh axis is used twice. Raises
     ConfigError for a name that the table lacks.
     """
-    table, used, spec = dict(RULES), set(), []
+    table, spec = dict(RULES), []
+    used: set[str] = set()
     for name, size in zip(names, shape, strict=True):
         if name is not None and name not in table:
             raise ConfigError(

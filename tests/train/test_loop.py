@@ -157,6 +157,16 @@ def test_best_is_kept_and_returned(tmp_path):
         np.testing.assert_allclose(stored[name], value, rtol=2**-10, atol=1e-6)
 
 
+def test_an_evaluation_that_fails_costs_no_steps(whole, tmp_path):
+    changes = {"eval_every": 7, "checkpoint": {"save_every": 100}}
+    with pytest.raises(IndexError):
+        run(tmp_path, Score(), **changes)
+    with Checkpoints(tmp_path, run_config(tmp_path).checkpoint) as checkpoints:
+        assert checkpoints.latest == 7
+    run(tmp_path, Score(1.0, 1.0), **changes)
+    assert losses(tmp_path) == losses(whole)
+
+
 def test_lowest_is_best_when_asked(tmp_path):
     changes = {"eval_every": 10, "checkpoint": {"mode": "min"}}
     run(tmp_path, Score(0.2, 0.8), **changes)
