@@ -97,8 +97,8 @@ def model_table() -> str:
 def _weights(source: Any) -> str:
     if source is None:
         return "yours: train or convert"
-    size = f"{source.size_bytes / 1e6:.1f} MB"
-    return f"in the package, {size}" if source.address.startswith("package:") else f"fetched, {size}"
+    where = "in the package" if source.address.startswith("package:") else "fetched"
+    return f"{where}, {source.size_bytes / 1e6:.1f} MB"
 
 
 def result_rows() -> list[Row]:
@@ -109,8 +109,10 @@ def result_rows() -> list[Row]:
 def result_table() -> str:
     """What was measured, each number with the file it came from."""
     lines = ["| measured | | on | file |", "| --- | --- | --- | --- |"]
-    lines += [f"| {r.says} | {r.value} | {r.on} | [{Path(r.file).name}]({r.file}) |"
-              for r in result_rows()]  # fmt: skip
+    for row in result_rows():
+        lines.append(
+            f"| {row.says} | {row.value} | {row.on} | [{Path(row.file).name}]({row.file}) |"
+        )
     return "\n".join(lines)
 
 

@@ -350,7 +350,7 @@ def targets(
     velocity = np.asarray(notes.velocity, np.float32)
     in_reach = (pitch >= 0) & (pitch < config.num_pitches) & (off > -2) & (on < count + 1)
     largest = max(float(velocity.max(initial=0)), 1.0)
-    pitch, on, off, velocity = (a[in_reach] for a in (pitch, on, off, velocity))
+    pitch, on, off, velocity = pitch[in_reach], on[in_reach], off[in_reach], velocity[in_reach]
     shape = (count, config.num_pitches)
     if config.labels == "frame":
         return _labels_of_port(shape, pitch, on, off, velocity / 128)
@@ -415,7 +415,7 @@ def _labels_of_magenta(
         return first, np.maximum(first + 1, np.ceil(stop).astype(int))
 
     def roll(interval: tuple[np.ndarray, np.ndarray], value: Any, dtype: type) -> np.ndarray:
-        out = np.zeros(shape, dtype)
+        out: np.ndarray = np.zeros(shape, dtype)
         _fill(out, pitch, *interval, value)
         return out
 
@@ -490,7 +490,7 @@ def loss(
         parts["velocity"] = squared.sum() / jnp.maximum(at_onset.sum(), 1)
     else:
         parts["velocity"] = mean(squared) * config.num_pitches
-    return sum(parts.values()), parts
+    return sum(parts.values(), jnp.zeros(())), parts
 
 
 # Decoding -----------------------------------------------------------------------------------

@@ -68,9 +68,9 @@ def padded_signal(
         return stft.reflect(audio, size // 2, lengths)
     if config.padding == "zeros":
         return stft.pad(audio, size // 2, size // 2)
-    if config.padding == "same" and lengths is None:
-        return stft.pad(audio, *same_padding(audio.shape[-1], config))
     if config.padding == "same":
+        if lengths is None:
+            return stft.pad(audio, *same_padding(audio.shape[-1], config))
         # Each clip has its own left padding: it comes in by a right shift of that many samples.
         return stft.shift(stft.pad(audio, 0, size), same_padding(lengths, config)[0])
     return audio

@@ -67,7 +67,7 @@ def spectrogram(
     total = num_frames(audio.shape[-1], config)
     if config.standardise == "all_frames":
         signal = _standardise_signal(signal, mask, total, config)
-    weights = _weights(config)
+    weights: Array | np.ndarray = _weights(config)
     if window is not None:
         weights = stft.centre_window(jnp.asarray(window, jnp.float32), config.fft_length)
     several = weights.ndim == 2

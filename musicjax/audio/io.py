@@ -281,7 +281,9 @@ def _open_file_object(source: BinaryIO) -> Iterator[_SoundfileDecoder | ffmpeg.D
     with contextlib.ExitStack() as stack:
         stack.callback(source.seek, start)
         try:
-            decoder = _SoundfileDecoder(soundfile.SoundFile(source), name)
+            decoder: _SoundfileDecoder | ffmpeg.Decoder = _SoundfileDecoder(
+                soundfile.SoundFile(source), name
+            )
         except soundfile.LibsndfileError:
             # ffmpeg needs a file that it can seek in: MP4 may keep its index at the end.
             source.seek(start)

@@ -98,12 +98,12 @@ def overlap_add(frames: Float[Array, "*B T size"], hop: int) -> Float[Array, "*B
     count, size = frames.shape[-2:]
     pieces = -(-size // hop)
     leading = [(0, 0)] * (frames.ndim - 2)
-    total = 0.0
+    shifted = []
     for k in range(pieces):
         column = frames[..., k * hop : (k + 1) * hop]
         rows = [*leading, (k, pieces - 1 - k), (0, hop - column.shape[-1])]
-        total = total + jnp.pad(column, rows)
-    flat = total.reshape(*frames.shape[:-2], (count - 1 + pieces) * hop)
+        shifted.append(jnp.pad(column, rows))
+    flat = sum(shifted[1:], shifted[0]).reshape(*frames.shape[:-2], (count - 1 + pieces) * hop)
     return flat[..., : (count - 1) * hop + size]
 
 
@@ -152,13 +152,21 @@ def _dft_tables(size: int) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-def safe_sqrt(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Square root whose gradient at zero is zero instead of infinite."""
-    positive = x > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1.0)), 0.0)
+@jax.custom_jvp
+def safe_sqrt(x: Float[Array, "*B"]) -> Float[Array, "*B"]:
+    """Square root of what is not negative, whose gradient at zero is zero instead of infinite."""
+    return jnp.sqrt(x)
 
 
-def power_of_square(squared: Float[Array, "..."], power: float) -> Float[Array, "..."]:
+@safe_sqrt.defjvp
+def _safe_sqrt_jvp(primals: tuple, tangents: tuple) -> tuple:
+    # A rule of its own rather than two selects around the root: those cost a sixth of a log-mel.
+    root = jnp.sqrt(primals[0])
+    slope = jnp.where(root > 0, 0.5 / jnp.where(root > 0, root, 1.0), 0.0)
+    return root, slope * tangents[0]
+
+
+def power_of_square(squared: Float[Array, "*B"], power: float) -> Float[Array, "*B"]:
     """|X|^power from |X|^2, with gradient zero where X is zero."""
     if power == 2.0:
         return squared

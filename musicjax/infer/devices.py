@@ -39,7 +39,7 @@ def keep_compiled() -> None:
     environment variable MUSICJAX_COMPILE_CACHE is "off", or where the folder cannot be made.
     """
     off = os.environ.get("MUSICJAX_COMPILE_CACHE", "").lower() in _OFF
-    if off or jax.config.jax_compilation_cache_dir:
+    if off or jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         return
     folder = compile_cache_folder()
     try:

@@ -8,7 +8,7 @@ the length except for the activations themselves, kept as float16.
 
 import collections
 import functools
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,10 +141,11 @@ class Runner:
         def activations(
             state: nnx.State, audio: Float[jax.Array, "B N"], frames: Int[jax.Array, "B"]
         ) -> dict[str, Float16[jax.Array, "B T ..."]]:
-            found = nnx.merge(graph, state).activations(audio, frames=frames)
+            model: Any = nnx.merge(graph, state)
+            found = model.activations(audio, frames=frames)
             return {name: value.astype(jnp.float16) for name, value in found.items()}
 
-        self._activations = activations
+        self._activations: Any = activations  # jax.jit's result, whose cache size is not typed
 
     @property
     def programs(self) -> int:
@@ -165,16 +166,16 @@ class Runner:
         return self._activations(self._state, *jax.device_put((audio, frames), self.device))
 
     def run(
-        self, jobs: Iterable[tuple[Hashable, Window]]
-    ) -> Iterator[tuple[Hashable, Window, dict[str, np.ndarray]]]:
+        self, jobs: Iterable[tuple[Any, Window]]
+    ) -> Iterator[tuple[Any, Window, dict[str, np.ndarray]]]:
         """Each window with its activations, in order. Windows of different jobs share batches.
 
         The next batch is read while the previous one is computed.
         """
         layout = self.layout
-        pending: collections.deque[tuple[list[tuple[Hashable, Window]], dict[str, Any]]]
+        pending: collections.deque[tuple[list[tuple[Any, Window]], dict[str, Any]]]
         pending = collections.deque()
-        filled: list[tuple[Hashable, Window]] = []
+        filled: list[tuple[Any, Window]] = []
         for item in jobs:
             filled.append(item)
             if len(filled) == layout.batch_size:
@@ -188,7 +189,7 @@ class Runner:
             yield from _results(*pending.popleft())
 
 
-def _stack(filled: list[tuple[Hashable, Window]], layout: Layout) -> tuple[np.ndarray, np.ndarray]:
+def _stack(filled: list[tuple[Any, Window]], layout: Layout) -> tuple[np.ndarray, np.ndarray]:
     """A full batch; rows without a window are silent and count no frames."""
     audio = np.zeros((layout.batch_size, layout.window_samples), np.float32)
     frames = np.zeros(layout.batch_size, np.int32)
@@ -199,8 +200,8 @@ def _stack(filled: list[tuple[Hashable, Window]], layout: Layout) -> tuple[np.nd
 
 
 def _results(
-    filled: list[tuple[Hashable, Window]], found: dict[str, jax.Array]
-) -> Iterator[tuple[Hashable, Window, dict[str, np.ndarray]]]:
+    filled: list[tuple[Any, Window]], found: dict[str, jax.Array]
+) -> Iterator[tuple[Any, Window, dict[str, np.ndarray]]]:
     arrays = {name: np.asarray(value) for name, value in found.items()}
     for row, (job, window) in enumerate(filled):
         # Copies: a view would keep the frames of the whole batch that are thrown away.

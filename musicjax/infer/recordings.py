@@ -4,7 +4,7 @@ import collections
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
 import soxr
@@ -41,7 +41,7 @@ def as_recording(
     if isinstance(source, Audio):
         samples, sample_rate = source.samples, source.sample_rate
     elif isinstance(source, str | os.PathLike) or hasattr(source, "read"):
-        return source
+        return cast(Recording, source)
     else:
         samples = np.asarray(source)
     if sample_rate is None:

@@ -7,6 +7,7 @@ the scan would add a whole weight matrix to the carry at every frame.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -48,8 +49,8 @@ def _run(gates: jax.Array, kernel: jax.Array, keep: jax.Array | None, save: bool
             new_h = jnp.where(kept, new_h, h)
         return (new_h, new_c), (new_h.astype(gates.dtype), new_c if save else None)
 
-    _, (outputs, cells) = jax.lax.scan(step, (zeros, zeros), (gates, keep))
-    return outputs, cells
+    outputs_and_cells: tuple = jax.lax.scan(step, (zeros, zeros), (gates, keep))[1]
+    return outputs_and_cells
 
 
 @jax.custom_vjp
@@ -106,7 +107,7 @@ def _lstm_bwd(residuals: tuple, d_outputs: jax.Array) -> tuple:
 
     zeros = jnp.zeros(cells.shape[1:], jnp.float32)
     xs = (d_outputs, to_cell, to_gates, f, keep)
-    _, dz = jax.lax.scan(step, (zeros, zeros), xs, reverse=True)
+    dz: jax.Array = jax.lax.scan(step, (zeros, zeros), xs, reverse=True)[1]
     d_kernel = jnp.einsum("tkbh,tkbg->khg", before, dz, preferred_element_type=jnp.float32)
     return dz, d_kernel.astype(kernel.dtype), None
 
@@ -156,9 +157,9 @@ class BiLSTM(nnx.Module):
         policy: Policy = Policy(),  # noqa: B008 - frozen
         rngs: nnx.Rngs,
     ):
-        make = {"two_biases": two_biases, "policy": policy, "rngs": rngs}
-        self.forward = LSTMWeights(width, units, **make)
-        self.backward = LSTMWeights(width, units, **make)
+        make = partial(LSTMWeights, two_biases=two_biases, policy=policy, rngs=rngs)
+        self.forward = make(width, units)
+        self.backward = make(width, units)
         self.dtype = policy.compute
 
     def __call__(

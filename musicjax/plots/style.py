@@ -4,7 +4,7 @@ import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, MultipleLocator
 
 from musicjax.files import atomic_write
 
-Target = str | os.PathLike[str] | io.BufferedIOBase
+Target = str | os.PathLike[str] | io.BufferedIOBase | BinaryIO
 DPI = 144
 WIDTH_IN = 14.0
 PAPER, PANEL, INK, FAINT = "#0d1016", "#12161f", "#d9dee8", "#5d6778"
