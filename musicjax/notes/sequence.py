@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 DRUM_INSTRUMENT = 9
 # The resolution note-seq's MIDI export uses; its default of 220 would round times to 2.3 ms.
-TICKS_PER_QUARTER = 9600
+TICKS_PER_QUARTER = 960
 
 
 def to_note_sequence(notes: Notes) -> "NoteSequence":

@@ -116,9 +116,20 @@ def test_velocity_length_and_overlap_limits() -> None:
     assert 0 < heard.offset_s[2] - heard.onset_s[2] < 1e-3
 
 
-def test_hours_of_silence_are_bridged() -> None:
-    notes = Notes.from_arrays([30_000.0], [30_001.0], [60])
-    assert parse_midi(midi_bytes(notes)) == notes
+@pytest.mark.parametrize("last_s", [5000.0, 5208.3325, 5208.3331, 10416.6656, 10416.6667, 36000.3])
+def test_long_pieces_keep_their_grid_and_stay_readable(last_s: float) -> None:
+    notes = Notes.from_arrays([1.0003, last_s - 1], [2.0, last_s], [60, 60])
+    data = midi_bytes(notes)
+    heard = parse_midi(data)
+    np.testing.assert_allclose(heard.offset_s, notes.offset_s, atol=1.05e-3)
+    assert midi_bytes(heard) == data
+    ticks_per_beat = int.from_bytes(data[12:14], "big")
+    assert ticks_per_beat == 240 or last_s * 2 * ticks_per_beat < 1e7  # what pretty_midi accepts
+
+
+def test_days_of_music_are_refused() -> None:
+    with pytest.raises(DataError, match="days of music"):
+        midi_bytes(Notes.from_arrays([0.0], [1e6], [60]))
 
 
 def test_times_before_zero_are_refused() -> None:
