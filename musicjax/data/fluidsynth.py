@@ -9,6 +9,7 @@ import ctypes
 import ctypes.util
 import functools
 import os
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ _DRUM_CHANNEL, _DRUM_BANK = 9, 128
 _FAILED = -1
 _LEVELS = 5  # FluidSynth's log levels, all silenced: failures become errors here
 _OPEN_FONTS = 8  # kept per process and rate
+_PRESET = np.dtype([("name", "S20"), ("program", "<u2"), ("bank", "<u2"), ("rest", "V14")])
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,32 @@ def synthesize(
     import soxr
 
     return soxr.resample(samples, multiple * sample_rate, sample_rate).astype(np.float32)
+
+
+@functools.cache
+def font_programs(font: str | os.PathLike[str]) -> frozenset[int]:
+    """The General MIDI programs (bank 0) of a sound font, read from its table of presets.
+
+    Raises:
+      DataError: the file is no sound font.
+    """
+    with open(font, "rb") as file:
+        form, _, kind = struct.unpack("<4sI4s", file.read(12).ljust(12, b"\0"))
+        if (form, kind) != (b"RIFF", b"sfbk"):
+            raise DataError(f"{font} is not a sound font: give an .sf2 or .sf3 file.")
+        while len(head := file.read(12)) == 12:
+            _, size, kind = struct.unpack("<4sI4s", head)
+            if kind != b"pdta":
+                file.seek(size - 4, os.SEEK_CUR)
+                if size % 2 and file.read(1) != b"\0":  # writers of .sf3 forget the padding byte
+                    file.seek(-1, os.SEEK_CUR)
+                continue
+            name, size = struct.unpack("<4sI", file.read(8).ljust(8, b"\0"))
+            if name != b"phdr":
+                break
+            presets = np.frombuffer(file.read(size // 38 * 38), _PRESET)[:-1]  # the last is a mark
+            return frozenset(presets["program"][presets["bank"] == 0].tolist())
+    raise DataError(f"{font} has no table of presets: it is damaged.")
 
 
 @functools.lru_cache(maxsize=_OPEN_FONTS)

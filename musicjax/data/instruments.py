@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from musicjax.data.bank import NoteBank, recorded_bank, soundfont_bank
-from musicjax.data.fluidsynth import Reverb, synthesize
+from musicjax.data.fluidsynth import Reverb, font_programs, synthesize
 from musicjax.data.synth import modelled_piano
 from musicjax.errors import DataError
 from musicjax.notes import Notes
@@ -18,14 +18,18 @@ _MODELLED, _BANK = "modelled:", "bank:"
 _OPEN_BANKS = 3  # kept per process; a complete bank takes some 200 MB
 
 
-def expand_instruments(names: tuple[str, ...]) -> tuple[str, ...]:
+def expand_instruments(
+    names: tuple[str, ...], programs: tuple[int, ...] | None = None
+) -> tuple[str, ...]:
     """Instrument names with folders replaced by the sound fonts in them, each checked.
 
-    A name is a sound font (.sf2, .sf3), a folder of sound fonts, `bank:FOLDER` of recorded notes,
-    or `modelled:` for pianos made up by formula (`modelled:7` for always the same).
+    Args:
+      names: sound fonts (.sf2, .sf3), folders of sound fonts, `bank:FOLDER` of recorded notes, or
+        `modelled:` for pianos made up by formula (`modelled:7` for always the same).
+      programs: fonts in folders that have none of these are passed over.
 
     Raises:
-      DataError: nothing there, or a folder without sound fonts.
+      DataError: nothing there, a folder without such fonts, or a named font without the programs.
     """
     expanded: list[str] = []
     for name in names:
@@ -37,13 +41,18 @@ def expand_instruments(names: tuple[str, ...]) -> tuple[str, ...]:
             expanded.append(name)
         elif Path(name).is_dir():
             fonts = sorted(p for p in Path(name).rglob("*") if p.suffix in FONT_SUFFIXES)
-            if not fonts:
+            distinct = dict.fromkeys(os.path.realpath(p) for p in fonts if p.exists())
+            usable = [font for font in distinct if _has_any(font, programs)]
+            if not usable:
                 raise DataError(
-                    f"no sound font ({', '.join(FONT_SUFFIXES)}) in {name}; write "
+                    f"no sound font ({', '.join(FONT_SUFFIXES)}) in {name}"
+                    f"{f' with one of the programs {programs}' if distinct else ''}; write "
                     f"{_BANK}{name} if it holds recorded notes."
                 )
-            expanded += list(dict.fromkeys(os.path.realpath(p) for p in fonts if p.exists()))
+            expanded += usable
         elif Path(name).is_file():
+            if not _has_any(name, programs):
+                raise DataError(f"sound font {name} has none of the programs {programs}.")
             expanded.append(name)
         else:
             raise DataError(
@@ -53,6 +62,10 @@ def expand_instruments(names: tuple[str, ...]) -> tuple[str, ...]:
     if not expanded:
         raise DataError("no instruments: name a sound font, bank:FOLDER or modelled:")
     return tuple(expanded)
+
+
+def _has_any(font: str, programs: tuple[int, ...] | None) -> bool:
+    return programs is None or bool(font_programs(font) & set(programs))
 
 
 @functools.lru_cache(maxsize=_OPEN_BANKS)

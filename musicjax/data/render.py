@@ -22,7 +22,8 @@ import numpy as np
 from musicjax.data.augment import AugmentConfig, augment
 from musicjax.data.compose import compose
 from musicjax.data.corpora import SPLITS, Score, find_scores
-from musicjax.data.instruments import expand_instruments, play
+from musicjax.data.fluidsynth import font_programs
+from musicjax.data.instruments import FONT_SUFFIXES, expand_instruments, play
 from musicjax.data.performance import ReperformConfig, playable, reperform
 from musicjax.data.records import SUFFIX, Codec, Example, RecordSource, to_int16, write_shard
 from musicjax.errors import ConfigError, DataError
@@ -120,7 +121,8 @@ class Repertoire:
             () if entry == COMPOSER else tuple(find_scores(entry, config.split))
             for entry in config.midi
         )
-        return cls(config, entries, expand_instruments(config.instruments))
+        wanted = config.programs if config.piano else None
+        return cls(config, entries, expand_instruments(config.instruments, wanted))
 
     @functools.cached_property
     def odds(self) -> np.ndarray:
@@ -145,7 +147,7 @@ def render_example(repertoire: Repertoire, index: int) -> Example:
     name, notes = _excerpt(repertoire, rng)
     instrument = repertoire.instruments[rng.integers(len(repertoire.instruments))]
     samples = play(
-        _on_program(notes, rng, config),
+        _on_program(notes, instrument, rng, config),
         instrument,
         config.sample_rate,
         rng,
@@ -162,11 +164,15 @@ def render_example(repertoire: Repertoire, index: int) -> Example:
     return Example(f"{index:06d}:{name}:{source}", config.sample_rate, to_int16(samples), notes)
 
 
-def _on_program(notes: Notes, rng: np.random.Generator, config: RenderConfig) -> Notes:
+def _on_program(
+    notes: Notes, instrument: str, rng: np.random.Generator, config: RenderConfig
+) -> Notes:
     """The notes as a sound font plays them; the stored notes keep program 0 for every piano."""
-    if not config.piano:
+    if not config.piano or Path(instrument).suffix not in FONT_SUFFIXES:
         return notes
-    program = config.programs[rng.integers(len(config.programs))]
+    has = font_programs(instrument)
+    usable = [program for program in config.programs if program in has]
+    program = usable[rng.integers(len(usable))]
     pedal = notes.pedal
     if pedal is not None:
         pedal = dataclasses.replace(pedal, program=np.full(len(pedal), program))

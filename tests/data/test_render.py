@@ -5,6 +5,7 @@ import io
 import json
 import pickle
 import signal
+import struct
 import subprocess
 import sys
 import tarfile
@@ -260,6 +261,15 @@ def test_a_piano_plays_all_pitched_parts() -> None:
     assert notes.pitch.tolist() == [60, 43] and not notes.program.any() and not notes.is_drum.any()
 
 
+def font_with(presets: list[tuple[int, int]]) -> bytes:
+    """A sound font of nothing but its table of presets: (program, bank)."""
+    rows = [struct.pack("<20sHH14x", b"preset", *preset) for preset in [*presets, (0, 0)]]
+    table = struct.pack("<4sI", b"phdr", 38 * len(rows)) + b"".join(rows)
+    info = struct.pack("<4sI4s", b"LIST", 7, b"INFO") + b"xyz" + b"\0"  # odd, so padded
+    data = info + struct.pack("<4sI4s", b"LIST", 4 + len(table), b"pdta") + table
+    return struct.pack("<4sI4s", b"RIFF", 4 + len(data), b"sfbk") + data
+
+
 def test_instruments_are_checked(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         expand_instruments(("absent.sf2",))
@@ -268,13 +278,19 @@ def test_instruments_are_checked(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no folder"):
         expand_instruments((f"bank:{tmp_path / 'absent'}",))
     (tmp_path / "deep").mkdir()
-    for name in ("b.sf2", "deep/a.sf3"):
-        (tmp_path / name).write_bytes(b"RIFF")
+    for name, presets in (("b.sf2", [(0, 0)]), ("deep/a.sf3", [(1, 0), (0, 8)])):
+        (tmp_path / name).write_bytes(font_with(presets))
     assert [Path(p).name for p in expand_instruments((str(tmp_path), "modelled:"))] == [
         "b.sf2",
         "a.sf3",
         "modelled:",
     ]
+    assert [Path(p).name for p in expand_instruments((str(tmp_path),), (0,))] == ["b.sf2"]
+    with pytest.raises(DataError, match="none of the programs"):
+        expand_instruments((str(tmp_path / "deep" / "a.sf3"),), (0, 5))
+    (tmp_path / "c.sf2").write_bytes(b"no font")
+    with pytest.raises(DataError, match="not a sound font"):
+        expand_instruments((str(tmp_path / "c.sf2"),), (0,))
     with pytest.raises(DataError):
         open_bank(f"bank:{tmp_path}", RATE)
 
