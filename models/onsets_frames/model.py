@@ -33,6 +33,7 @@ from musicjax.notes import Notes
 from musicjax.types import LOWEST_PITCH, NUM_PITCHES, Key, Policy
 
 Head = Literal["onset", "offset", "activation"]
+Loss = Literal["onset", "offset", "frame", "velocity"]
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,9 @@ class OnsetsFramesConfig:
     frame_weight: float = 1.0  # 2018: weight c of frames in the onset, then c, c/2, c/3 ...
     onset_weight: float = 1.0  # weight of frames with an onset in the onset loss
     velocity_loss: Literal["per_onset", "per_frame"] = "per_onset"
+    # Losses that are trained; empty: all. Stopped gradients make the heads separate networks, so
+    # each can be given the time it needs: the others are neither computed nor changed.
+    train_heads: tuple[Loss, ...] = ()
     # Velocity 0..1 to MIDI: v * scale + bias.
     velocity_scale: float = 127.0
     velocity_bias: float = 0.0
@@ -144,14 +148,14 @@ class OnsetsFramesOutput:
     """What each head says of every frame and pitch, before any sigmoid. float32.
 
     Probabilities are the sigmoid of onset, offset, activation and frame; velocity is used as it
-    is, near 0..1 at onsets. `offset` is None in the form of 2018.
+    is, near 0..1 at onsets. A head that was not asked for, or that the form does not have, is None.
     """
 
-    onset: Float[Array, "B T P"]
+    onset: Float[Array, "B T P"] | None
     offset: Float[Array, "B T P"] | None
-    activation: Float[Array, "B T P"]
-    frame: Float[Array, "B T P"]
-    velocity: Float[Array, "B T P"]
+    activation: Float[Array, "B T P"] | None
+    frame: Float[Array, "B T P"] | None
+    velocity: Float[Array, "B T P"] | None
 
 
 def _initializer(config: OnsetsFramesConfig) -> nnx.Initializer:
@@ -265,32 +269,42 @@ class OnsetsFrames(nnx.Module):
         mask: Bool[Array, "B T"] | None = None,
         train: bool = False,
         key: Key | None = None,
+        only: tuple[Loss, ...] = (),
     ) -> OnsetsFramesOutput:
         """Logits for a batch of spectrograms.
 
         mask is True at frames that exist; what lies elsewhere changes nothing that is returned
         for them. With `train`, batch statistics are used and updated, and `key` drives dropout.
+        With `only`, no more is computed than these need, and `train` concerns these alone.
         """
+        wanted = set(only) or {"onset", "offset", "frame", "velocity"}
+        learning = wanted | ({"activation"} if "frame" in wanted else set())
+        needed = learning | ({"onset", "offset"} if "frame" in wanted else set())
         names = ("onset", "offset", "activation", "velocity")
-        heads = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        keys = [None] * 4 if key is None or not train else jax.random.split(key, 4)
+        heads = {n: getattr(self, n) for n in names if n in needed and getattr(self, n) is not None}
+        keys: dict[str, Key] = {}
+        if train and key is not None:
+            keys = dict(zip(names, jax.random.split(key, len(names)), strict=True))
+        keys = {name: keys[name] for name in keys if name in learning}
         precision = self.config.policy.matmul_precision
         with jax.default_matmul_precision(None if precision == "default" else precision):
             hidden = {
-                name: head.stack(features, mask=mask, train=train, key=head_key)
-                for (name, head), head_key in zip(heads.items(), keys, strict=False)
+                name: head.stack(
+                    features, mask=mask, train=train and name in learning, key=keys.get(name)
+                )
+                for name, head in heads.items()
             }
-            recurrent = [name for name in heads if heads[name].lstm is not None]
-            layers, inputs = zip(*((heads[n].lstm, hidden[n]) for n in recurrent), strict=True)
-            hidden.update(zip(recurrent, bilstms(layers, inputs, mask), strict=True))
+            if recurrent := [name for name in heads if heads[name].lstm is not None]:
+                layers, inputs = zip(*((heads[n].lstm, hidden[n]) for n in recurrent), strict=True)
+                hidden.update(zip(recurrent, bilstms(layers, inputs, mask), strict=True))
             logits = {n: head.out(hidden[n]).astype(jnp.float32) for n, head in heads.items()}
-            frame = self._frame(logits, mask)
+            frame = self._frame(logits, mask) if "frame" in wanted else None
         return OnsetsFramesOutput(
-            onset=logits["onset"],
+            onset=logits.get("onset"),
             offset=logits.get("offset"),
-            activation=logits["activation"],
+            activation=logits.get("activation"),
             frame=frame,
-            velocity=logits["velocity"],
+            velocity=logits.get("velocity"),
         )
 
     def _frame(
@@ -454,18 +468,21 @@ def loss(
     batch: audio (B, N) float32 in -1..1 or int16, the labels of `targets` stacked (B, T, P), and
     optionally mask (B, T), True at frames that count. Onset, offset and frame: mean binary
     cross-entropy. Velocity: squared error at onsets, over the number of onsets (PyTorch port) or
-    summed over pitches and averaged over frames (Magenta).
+    summed over pitches and averaged over frames (Magenta). `config.train_heads` names the losses
+    that count; all if empty.
     """
     config, audio = model.config, batch["audio"]
     if audio.dtype == jnp.int16:
         audio = audio.astype(jnp.float32) / 32768.0
     mask = batch.get("mask")
-    out = model(spectrogram(audio, config.frontend), mask=mask, train=train, key=key)
-    if batch["onset"].shape != out.onset.shape:
+    features = spectrogram(audio, config.frontend)
+    if batch["onset"].shape != (*features.shape[:2], config.num_pitches):
         raise AudioError(
-            f"labels have shape {batch['onset'].shape} but {batch['audio'].shape[-1]} samples "
-            f"give {out.onset.shape}; make them with targets(notes, start_s, num_samples, config)."
+            f"labels have shape {batch['onset'].shape} but {batch['audio'].shape[-1]} samples give "
+            f"{(*features.shape[:2], config.num_pitches)}; make them with targets(notes, start_s, "
+            "num_samples, config)."
         )
+    out = model(features, mask=mask, train=train, key=key, only=config.train_heads)
 
     def mean(cells: jax.Array) -> jax.Array:
         if mask is None:
@@ -473,23 +490,24 @@ def loss(
         seen = jnp.broadcast_to(mask[..., None], cells.shape)
         return jnp.where(seen, cells, 0).sum() / jnp.maximum(seen.sum(), 1)
 
-    frame = _cross_entropy(out.frame, batch["frame"])
-    if "frame_weight" in batch:
-        frame = frame * batch["frame_weight"]
-    parts = {
-        "onset": mean(_cross_entropy(out.onset, batch["onset"], config.onset_weight)),
-        "frame": mean(frame),
-    }
-    if out.offset is not None:
+    learning = config.train_heads or ("onset", "offset", "frame", "velocity")
+    parts = {}
+    if "onset" in learning:
+        parts["onset"] = mean(_cross_entropy(out.onset, batch["onset"], config.onset_weight))
+    if "frame" in learning:
+        frame = _cross_entropy(out.frame, batch["frame"])
+        parts["frame"] = mean(frame * batch["frame_weight"] if "frame_weight" in batch else frame)
+    if "offset" in learning and out.offset is not None:
         parts["offset"] = mean(_cross_entropy(out.offset, batch["offset"]))
-    at_onset = batch["onset"].astype(jnp.float32)
-    if mask is not None:
-        at_onset = jnp.where(mask[..., None], at_onset, 0)
-    squared = at_onset * (batch["velocity"].astype(jnp.float32) - out.velocity) ** 2
-    if config.velocity_loss == "per_onset":
-        parts["velocity"] = squared.sum() / jnp.maximum(at_onset.sum(), 1)
-    else:
-        parts["velocity"] = mean(squared) * config.num_pitches
+    if "velocity" in learning:
+        at_onset = batch["onset"].astype(jnp.float32)
+        if mask is not None:
+            at_onset = jnp.where(mask[..., None], at_onset, 0)
+        squared = at_onset * (batch["velocity"].astype(jnp.float32) - out.velocity) ** 2
+        if config.velocity_loss == "per_onset":
+            parts["velocity"] = squared.sum() / jnp.maximum(at_onset.sum(), 1)
+        else:
+            parts["velocity"] = mean(squared) * config.num_pitches
     return sum(parts.values(), jnp.zeros(())), parts
 
 
