@@ -10,11 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from musicjax.notes import Notes, Pedal
+from musicjax.notes import SUSTAIN, Notes, Pedal
 
 LOWEST_PITCH, HIGHEST_PITCH = 21, 108  # A0 and C8, the ends of the keyboard
 _SAME_STRIKE_S = 0.03  # two strikes of one key closer than this cannot be played
 _SHORTEST_S = 0.02
+_LONGEST_PEDAL_S = 8.0  # a pedal pressed less often than this is a leftover in the file
 _KEY_RETURN_S = 0.01  # a key must come up this long before it is struck again
 
 
@@ -63,9 +64,11 @@ def reperform(notes: Notes, rng: np.random.Generator, config: ReperformConfig) -
         level *= rng.uniform(0.3, 0.6)
     velocity = 127 * level + rng.normal(0, config.velocity_jitter, count)
 
-    pedal = None if rng.random() < config.pedal_drop_chance else notes.pedal
-    if notes.pedal is None and rng.random() < config.pedal_chance:
+    pedal = notes.pedal if _is_pedalled(notes) else None
+    if pedal is None and rng.random() < config.pedal_chance:
         pedal = random_pedal(rng, np.unique(np.round(onset, 1)))
+    elif pedal is not None and rng.random() < config.pedal_drop_chance:
+        pedal = None
     return playable(
         onset[keep],
         onset[keep] + length[keep],
@@ -75,6 +78,14 @@ def reperform(notes: Notes, rng: np.random.Generator, config: ReperformConfig) -
         is_drum=notes.is_drum[keep],
         pedal=pedal,
     )
+
+
+def _is_pedalled(notes: Notes) -> bool:
+    """Whether the pedal is worked as a pianist does: files with a few stray moves are not."""
+    if notes.pedal is None:
+        return False
+    presses = np.sum((notes.pedal.number == SUSTAIN) & (notes.pedal.value >= 64))
+    return bool(presses * _LONGEST_PEDAL_S >= notes.duration_s)
 
 
 def playable(

@@ -1,5 +1,7 @@
 """The composer: the same seed writes the same music, and all of it can be played."""
 
+import dataclasses
+
 import hypothesis.strategies as st
 import numpy as np
 import pytest
@@ -74,6 +76,9 @@ def test_any_strokes_become_playable(rows: list[tuple[float, float, int, float]]
     assert set(notes.pitch.tolist()) == set(pitch.tolist())
 
 
+STRICT = ReperformConfig(0, (1, 1), (1, 1), (1, 1), 0, (1, 1), 0, 0, 0, 0)
+
+
 def _score() -> Notes:
     pedal = Pedal.from_arrays([0.0, 1.0], [127, 0])
     return Notes.from_arrays(
@@ -90,12 +95,20 @@ def test_a_performance_follows_from_its_seed_and_differs_from_the_score() -> Non
 
 
 def test_a_performance_with_no_freedom_is_the_score() -> None:
-    strict = ReperformConfig(0, (1, 1), (1, 1), (1, 1), 0, (1, 1), 0, 0, 0, 0)
-    played = reperform(_score(), np.random.default_rng(0), strict)
+    played = reperform(_score(), np.random.default_rng(0), STRICT)
     np.testing.assert_allclose(played.onset_s, _score().onset_s)
     np.testing.assert_allclose(played.offset_s, _score().offset_s)
     np.testing.assert_array_equal(played.velocity, _score().velocity)
     assert played.pedal == _score().pedal
+
+
+def test_stray_pedal_moves_count_as_none() -> None:
+    notes = Notes.from_arrays(np.arange(0.0, 60, 0.5), np.arange(0.4, 60, 0.5), [60] * 120)
+    stray = dataclasses.replace(notes, pedal=Pedal.from_arrays([0.1, 59.0], [127, 0]))
+    config = dataclasses.replace(STRICT, pedal_chance=0.0)
+    assert reperform(stray, np.random.default_rng(0), config).pedal is None
+    config = dataclasses.replace(STRICT, pedal_chance=1.0)
+    assert len(reperform(stray, np.random.default_rng(0), config).pedal) > 4
 
 
 def test_transposition_drops_what_leaves_the_keyboard() -> None:
