@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -180,11 +182,25 @@ def test_readme_tables_are_the_generated_ones(root, readme_writer):
 
 
 def test_readme_numbers_are_in_their_files(root, readme_writer):
-    rows = readme_writer.result_rows()
+    """Each number of the table of results, to the digits shown, stands in the file it names."""
+    table = readme_writer.between((root / "README.md").read_text(), "results")
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines()[2:]]
     assert rows
-    for row in rows:
-        assert (root / row.file).is_file()
-        assert f"{row.value}" in (root / "README.md").read_text()
+    for _, value, _, link in rows:
+        quoted = value.split()[0].replace(",", "")
+        digits = len(quoted.partition(".")[2])
+        file = root / link.split("(")[1].rstrip(")")
+        found = {f"{n:.{digits}f}" for line in file.open() for n in numbers(json.loads(line))}
+        assert quoted in found, f"{value} is not in {file.name}"
+
+
+def numbers(value: Any) -> Iterator[float]:
+    """All numbers anywhere in parsed JSON."""
+    if isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from numbers(part)
+    elif isinstance(value, int | float):
+        yield value
 
 
 def test_readme_commands_and_files_exist(root, readme_writer):
