@@ -28,7 +28,7 @@ _CARDS = {
         licence="Apache-2.0 (architecture)",
         training_data="none: train it",
         sample_rate=16000,
-        parameters=0,
+        parameters=22_600_568,
     ),
     "paper2018": Card(
         summary="The form of 2018 without an offset detector, an architecture to train.",
@@ -36,7 +36,7 @@ _CARDS = {
         licence="Apache-2.0 (architecture)",
         training_data="none: train it",
         sample_rate=16000,
-        parameters=0,
+        parameters=6_793_280,
     ),
 }
 

@@ -1,0 +1,327 @@
+"""Onsets and Frames: parity with the PyTorch port, labels, loss and decoding by plain loops."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import musicjax.models.onsets_frames.model as module
+from musicjax.errors import ConfigError, WeightsError
+from musicjax.hub.pytorch import read_state_dict
+from musicjax.models.onsets_frames import SYSTEM
+from musicjax.models.onsets_frames.convert import convert, from_state_dict
+from musicjax.models.onsets_frames.model import OnsetsFrames, decode, get_config, loss, targets
+from musicjax.notes import Notes, Pedal
+
+FIXTURES = Path(__file__).parent.parent / "fixtures" / "onsets_frames"
+PORT = get_config("tiny")
+FRAME_S = 512 / 16000
+
+
+def parameters(config):
+    model = nnx.eval_shape(lambda: OnsetsFrames(config, rngs=nnx.Rngs(0)))
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+
+def test_parameter_counts():
+    """The port's counts are published; the others are those of its layer table."""
+    assert parameters(get_config("base")) == 26_491_256
+    assert parameters(get_config("small")) == 3_204_856
+    assert parameters(get_config("tiny")) == 93_328
+    for tag, card in SYSTEM.cards.items():
+        assert parameters(get_config(tag)) == card.parameters, tag
+    assert hash(get_config("base")) == hash(get_config("port"))
+
+
+def test_unknown_variants_list_the_known_ones():
+    with pytest.raises(ConfigError, match="no variant 'huge'; choose one of base"):
+        get_config("huge")
+
+
+# Parity with the port ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def converted():
+    weights = read_state_dict(FIXTURES / "port_tiny.pt")
+    sizes = {"conv_channels": (2, 2, 4), "fc_units": 32, "lstm_units": 16, "num_pitches": 5}
+    frontend = replace(PORT.frontend, num_bins=37)
+    config = replace(PORT, frontend=frontend, **sizes)
+    return from_state_dict(weights, config)[0]
+
+
+def capture(model, features):
+    """Outputs of every norm (after its ReLU), recurrence and dense layer, by our names."""
+    names = {id(part): ".".join(map(str, path)) for path, part in nnx.iter_modules(model)}
+    kept = {}
+
+    def keep(call):
+        def wrapped(self, *args, **kwargs):
+            kept[names[id(self)]] = y = call(self, *args, **kwargs)
+            return y
+
+        return wrapped
+
+    def keep_all(layers, inputs, mask=None):
+        outputs = bilstms(layers, inputs, mask)
+        kept.update({names[id(layer)]: y for layer, y in zip(layers, outputs, strict=True)})
+        return outputs
+
+    bilstms = module.bilstms
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "bilstms", keep_all)
+        patch.setattr("musicjax.nn.recurrent.bilstms", keep_all)
+        for kind in (module.BatchNormReLU, nnx.Linear):
+            patch.setattr(kind, "__call__", keep(kind.__call__))
+        model(features)
+    return kept
+
+
+HEADS = {
+    "onset_stack": "onset",
+    "offset_stack": "offset",
+    "frame_stack": "activation",
+    "velocity_stack": "velocity",
+}
+
+
+def our_name(theirs):
+    stack, _, rest = theirs.partition(".")
+    if stack == "combined_stack":
+        return {"0": "frame_lstm", "1": "frame_out"}[rest]
+    parts = {"0.cnn.2": "norm1", "0.cnn.5": "norm2", "0.cnn.10": "norm3", "0.fc.0": "fc"}
+    if rest in parts:
+        return f"{HEADS[stack]}.stack.{parts[rest]}"
+    last = "2" if stack in ("onset_stack", "offset_stack") else "1"
+    return f"{HEADS[stack]}.{'out' if rest == last else 'lstm'}"
+
+
+def test_every_layer_of_the_port(converted):
+    reference = np.load(FIXTURES / "port_tiny.npz")
+    graph, state = nnx.split(converted)
+    ours = jax.jit(lambda state, x: capture(nnx.merge(graph, state), x))(
+        state, reference["features"]
+    )
+    names = [name for name in reference.files if name != "features"]
+    assert len(names) == 24
+    for name in names:
+        expected = reference[name]
+        if ".cnn." in name:
+            expected = expected.transpose(0, 2, 3, 1)  # channels last
+        got = np.asarray(ours[our_name(name)])
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def test_a_checkpoint_tells_its_size_and_misfits_are_all_told(tmp_path):
+    with pytest.raises(WeightsError, match="not those of the PyTorch port"):
+        convert(FIXTURES / "reader_zip.pt")
+    with pytest.raises(WeightsError, match=r"onsets_frames\.small has no foreign checkpoints"):
+        convert(FIXTURES / "port_tiny.pt", "small")
+    # 37 bins and 5 pitches are not what the port has, and every layer that minds is named.
+    with pytest.raises(WeightsError, match=r"in 16 places.*velocity\.out\.bias is \(88,\)"):
+        convert(FIXTURES / "port_tiny.pt")
+
+
+# Labels ---------------------------------------------------------------------------------------
+
+
+def random_notes(seed, count=60, length_s=3.0):
+    rng = np.random.default_rng(seed)
+    onset = rng.uniform(0, length_s, count)
+    return Notes.from_arrays(
+        onset_s=onset,
+        offset_s=onset + rng.uniform(0.005, 0.7, count),
+        pitch=rng.integers(58, 64, count),
+        velocity=rng.integers(1, 128, count),
+    ).sorted()
+
+
+def port_labels(notes, count):
+    """One note after the other, as the port writes them."""
+    label, velocity = np.zeros((count, 88), np.uint8), np.zeros((count, 88), np.float32)
+    for on, off, pitch, v in zip(
+        notes.onset_s, notes.offset_s, notes.pitch, notes.velocity, strict=True
+    ):
+        left, right = round(on / FRAME_S), min(count, round(off / FRAME_S))
+        column = pitch - 21
+        label[left : left + 1, column] = 3
+        label[left + 1 : right, column] = 2
+        label[right : right + 1, column] = 1
+        velocity[left : max(right, left + 1), column] = v / 128
+    return label, velocity
+
+
+def test_labels_of_the_port():
+    notes, count = random_notes(0), 100
+    labels = targets(notes, 0.0, count * 512, PORT)
+    state, velocity = port_labels(notes.sustained().sorted(), count)
+    np.testing.assert_array_equal(labels["onset"], state == 3)
+    np.testing.assert_array_equal(labels["offset"], state == 1)
+    np.testing.assert_array_equal(labels["frame"], state > 1)
+    np.testing.assert_allclose(labels["velocity"], velocity)
+    assert labels["onset"].sum() > 30
+
+
+def test_labels_of_a_clip_are_those_of_the_piece():
+    notes = random_notes(1)
+    whole = targets(notes, 0.0, 120 * 512, PORT)
+    clip = targets(notes, 30 * FRAME_S, 50 * 512, PORT)
+    for name, roll in clip.items():
+        np.testing.assert_allclose(roll, whole[name][30:80], err_msg=name)
+
+
+def test_labels_of_magenta():
+    from note_seq import sequences_lib
+
+    from musicjax.notes import to_note_sequence
+
+    config = replace(PORT, labels="32ms", frame_weight=5.0)
+    notes, count = random_notes(2, count=25).sustained(), 140
+    labels = targets(notes, 0.0, count * 512, config)
+    rolls = sequences_lib.sequence_to_pianoroll(
+        to_note_sequence(notes),
+        frames_per_second=1 / FRAME_S,
+        min_pitch=21,
+        max_pitch=108,
+        onset_mode="length_ms",
+        onset_length_ms=32,
+        offset_length_ms=32,
+        onset_upweight=5.0,
+        max_velocity=int(notes.velocity.max()),
+    )
+    length = min(count, len(rolls.active))
+    np.testing.assert_array_equal(labels["frame"][:length], rolls.active[:length])
+    np.testing.assert_array_equal(labels["onset"][:length], rolls.onsets[:length])
+    # The last 32 ms of a sequence are moved there in note-seq; a clip has no such end.
+    np.testing.assert_array_equal(labels["offset"][: length - 3], rolls.offsets[: length - 3])
+    np.testing.assert_allclose(
+        (labels["velocity"] * labels["onset"])[:length], rolls.onset_velocities[:length], rtol=1e-6
+    )
+    np.testing.assert_allclose(labels["frame_weight"][:length], rolls.weights[:length], rtol=1e-6)
+
+
+def test_the_pedal_extends_labels():
+    pedal = Pedal.from_arrays([0.0, 1.0], [127, 0])
+    notes = Notes.from_arrays([0.1], [0.2], [60], [64], pedal=pedal)
+    frames = targets(notes, 0.0, 64 * 512, PORT)["frame"][:, 39]
+    assert frames.sum() == round(1.0 / FRAME_S) - round(0.1 / FRAME_S)
+
+
+def test_no_notes_give_empty_labels():
+    labels = targets(Notes.from_arrays([], [], []), 0.0, 512 * 8, PORT)
+    assert all(roll.shape == (8, 88) and not roll.any() for roll in labels.values())
+
+
+# Loss -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["per_onset", "per_frame"])
+def test_loss_by_its_formula(form, tiny_model, monkeypatch):
+    _, config = tiny_model
+    rng = np.random.default_rng(0)
+    names = ("onset", "offset", "activation", "frame", "velocity")
+    out = {name: rng.normal(size=(2, 6, 88)).astype(np.float32) for name in names}
+
+    class Fixed(OnsetsFrames):
+        def __init__(self):
+            self.config = replace(config, velocity_loss=form, onset_weight=2.0)
+
+        def __call__(self, features, **_):
+            return module.OnsetsFramesOutput(**{k: jnp.asarray(v) for k, v in out.items()})
+
+    label = {k: (rng.random((2, 6, 88)) < 0.1).astype(np.uint8) for k in names[:2] + names[3:4]}
+    batch = {**label, "velocity": rng.random((2, 6, 88)).astype(np.float32)}
+    batch["audio"] = rng.integers(-9, 9, (2, 6 * 512)).astype(np.int16)
+    batch = {name: jnp.asarray(value) for name, value in batch.items()}
+    total, parts = loss(Fixed(), batch, key=None)
+
+    def entropy(name, weight=1.0):
+        p, y = 1 / (1 + np.exp(-out[name].astype(np.float64))), label[name]
+        return -(weight * y * np.log(p) + (1 - y) * np.log(1 - p)).mean()
+
+    squared = label["onset"] * (np.asarray(batch["velocity"]) - out["velocity"]) ** 2
+    expected = {
+        "onset": entropy("onset", 2.0),
+        "offset": entropy("offset"),
+        "frame": entropy("frame"),
+        "velocity": squared.sum() / label["onset"].sum()
+        if form == "per_onset"
+        else squared.sum(-1).mean(),
+    }
+    assert set(parts) == set(expected)
+    for name, value in expected.items():
+        np.testing.assert_allclose(parts[name], value, rtol=1e-5, err_msg=name)
+    np.testing.assert_allclose(total, sum(expected.values()), rtol=1e-5)
+
+
+# Decoding -------------------------------------------------------------------------------------
+
+
+def plain_decode(onset, frame, velocity, split):
+    """The rules written as loops: (start, stop, pitch, strength) in order."""
+    notes = []
+    rise = onset & ~np.pad(onset, ((1, 0), (0, 0)))[:-1]
+    for start, pitch in zip(*np.nonzero(rise), strict=True):
+        stop, heard = start, []
+        while stop < len(onset) and (onset[stop, pitch] or frame[stop, pitch]):
+            if split and stop > start and rise[stop, pitch]:
+                break
+            if onset[stop, pitch]:
+                heard.append(velocity[stop, pitch])
+            stop += 1
+        notes.append((start, stop, pitch, np.mean(heard)))
+    return notes
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_decoding_by_plain_loops(split):
+    rng = np.random.default_rng(0)
+    activations = {name: rng.random((200, 88)) for name in ("onset", "frame", "velocity")}
+    activations["onset"] **= 4
+    notes = decode(activations, PORT, split_reonsets=split, frame_threshold=0.3)
+    expected = plain_decode(
+        activations["onset"] > 0.5, activations["frame"] > 0.3, activations["velocity"], split
+    )
+    start, stop, pitch, strength = map(np.array, zip(*expected, strict=True))
+    np.testing.assert_allclose(notes.onset_s, start * FRAME_S)
+    np.testing.assert_allclose(notes.offset_s, stop * FRAME_S)
+    np.testing.assert_array_equal(notes.pitch, pitch + 21)
+    np.testing.assert_array_equal(
+        notes.velocity, np.clip(strength * 127 + 1e-9, 1, 127).astype(int)
+    )
+
+
+def test_decoding_options():
+    roll = np.zeros((10, 88), np.float32)
+    onset, frame, offset = roll.copy(), roll.copy(), roll.copy()
+    onset[1:3, 40], frame[1:9, 40], offset[5, 40] = 0.9, 0.8, 0.9
+    onset[4, 50] = 0.9
+    velocity = np.full_like(roll, 0.25)
+    velocity[2, 40] = 0.75
+    heard = {"onset": onset, "frame": frame, "offset": offset, "velocity": velocity}
+
+    def ends(**options):
+        return (decode(heard, PORT, **options).offset_s / FRAME_S).round().tolist()
+
+    assert ends() == [9, 5]
+    assert ends(offset_threshold=0.5) == [5, 5]
+    assert ends(min_duration_s=2 * FRAME_S) == [9]
+    assert decode(heard, PORT).velocity.tolist() == [63, 31]
+    assert decode(heard, PORT, velocity_at="onset").velocity.tolist() == [31, 31]
+    magenta = replace(PORT, velocity_scale=80.0, velocity_bias=10.0)
+    assert decode(heard, magenta, velocity_at="onset").velocity.tolist() == [30, 30]
+    assert len(decode({"onset": roll, "frame": frame}, PORT)) == 0
+
+
+def test_labels_decode_to_their_notes():
+    notes = Notes.from_arrays([0.5, 0.75, 2.0], [1.2, 1.4, 2.6], [60, 64, 67], [30, 80, 127])
+    labels = targets(notes, 0.0, 100 * 512, PORT)
+    heard = decode({name: roll.astype(np.float32) for name, roll in labels.items()}, PORT)
+    np.testing.assert_array_equal(heard.pitch, notes.pitch)
+    np.testing.assert_allclose(heard.onset_s, notes.onset_s, atol=FRAME_S / 2)
+    np.testing.assert_allclose(heard.offset_s, notes.offset_s, atol=FRAME_S / 2)
+    np.testing.assert_allclose(heard.velocity, notes.velocity, atol=1)
