@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float, Int
 
-from musicjax.audio import filterbanks, stft
+from musicjax.audio import filterbanks, fourier, stft
 from musicjax.audio.config import FrontendConfig
 from musicjax.audio.framing import frame_mask, num_frames, padded_signal, same_padding
 from musicjax.errors import AudioError
@@ -112,7 +112,7 @@ def inverse_spectrogram(
     the squared window. It undoes `complex_spectrogram` exactly wherever some window is not zero,
     which with centred padding and a hop of half a window or less is everywhere.
     """
-    frames = jnp.fft.irfft(spectrum, n=config.fft_length)
+    frames = fourier.irfft(spectrum, config.fft_length)
     if config.orthonormal:
         frames = frames * math.sqrt(config.fft_length)
     left = 0

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from musicjax.audio import fourier
+
 AnyArray = Array | np.ndarray
 
 
@@ -139,7 +141,7 @@ def dft(
             jnp.matmul(windowed, cosine, precision="highest"),
             jnp.matmul(windowed, sine, precision="highest"),
         )
-    spectrum = jnp.fft.rfft(frames * weights)
+    spectrum = fourier.rfft(frames * weights)
     return spectrum.real, spectrum.imag
 
 
