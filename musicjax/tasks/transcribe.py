@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 Source = Recording | np.ndarray | tuple[np.ndarray, int]
 
-# A window of 14 s keeps 10 s after 2 s of context at both ends; three of them hear half a minute.
-WINDOW_S = 14.0
-CPU_BATCH = 3
-GPU_BATCH = 32
+# A window of 18 s keeps 14 s after 2 s of context at both ends; two of them hear half a minute.
+WINDOW_S = 18.0
+CPU_BATCH = 2
+GPU_BATCH = 8
 
 
 @dataclass(frozen=True, eq=False)
