@@ -130,6 +130,7 @@ class Pedal:
         return Pedal(*(column[index] for column in self.columns()))
 
     def columns(self) -> tuple[np.ndarray, ...]:
+        """time_s, number, value and program, in the order of the constructor."""
         return self.time_s, self.number, self.value, self.program
 
     def _timed(self, time_s: np.ndarray) -> "Pedal":
@@ -233,6 +234,7 @@ class Notes:
         return cls(**columns, pedal=Pedal(*joined) if joined else None)
 
     def columns(self) -> tuple[np.ndarray, ...]:
+        """The six arrays, in the order of the constructor."""
         return (self.onset_s, self.offset_s, self.pitch, self.velocity, self.program, self.is_drum)
 
     def __len__(self) -> int:

@@ -216,7 +216,11 @@ def _draw_notes(axes: Axes, layer: Layer, start_s: float, end_s: float) -> None:
     if layer.filled and notes.pedal is not None:
         _draw_tails(axes, notes, layer.colours)
     shapes = boxes(onset_s, offset_s, pitch - 0.4, pitch + 0.4)
-    edge = colours.copy() if not layer.filled else np.tile(to_rgba(PAPER, 0.9), (len(colours), 1))
+    if layer.filled:  # a dark rim parts repeated notes, but would swallow the shortest
+        short = offset_s - onset_s < (end_s - start_s) / 250
+        edge = np.where(short[:, None], colours, to_rgba(PAPER, 0.9))
+    else:
+        edge = colours
     axes.add_collection(
         PolyCollection(
             shapes,

@@ -95,5 +95,5 @@ def pitch_levels(
     rate = 50.0 if audio.duration_s < 1200 else 20.0
     levels = pitch_spectrogram(samples, audio.sample_rate, frames_per_s=rate)
     # Music falls off towards the treble: lift it, so that upper harmonics can be seen.
-    levels = levels + np.linspace(0, 16, levels.shape[1])
+    levels = levels + np.linspace(0, 16, levels.shape[1], dtype=np.float32)
     return PitchLevels(levels, 21, 4, rate)
