@@ -166,3 +166,25 @@ def test_train_runs_a_config_file_of_the_users(tmp_path, monkeypatch, capfd):
     assert main(["train", "mine.py", "--steps", "3"]) == 0
     assert capfd.readouterr().out == "w\n"
     assert seen[0].steps == 3
+
+
+def test_convert_writes_a_file_that_loads(tmp_path, tiny_model, monkeypatch, capfd):
+    from musicjax.hub import load_model
+    from musicjax.models.onsets_frames import convert
+
+    base = ["convert", "theirs.pt", "--model", "onsets_frames.port"]
+    assert main([*base, "-o", "ours.safetensors"]) == 2
+    assert "theirs.pt" in capfd.readouterr().err
+    (tmp_path / "theirs.pt").write_bytes(b"theirs")
+    monkeypatch.setattr(convert, "convert", lambda path, tag: tiny_model)
+    assert main([*base, "-o", "gone/ours.safetensors"]) == 2
+    assert "no folder" in capfd.readouterr().err
+    assert main([*base, "-o", "ours.safetensors", "--json"]) == 0
+    assert lines(capfd)[0]["tag"] == "port"
+    assert load_model("ours.safetensors").config == tiny_model[1]
+
+
+def test_data_takes_typed_options(tmp_path, capfd):
+    assert main(["data", "compose", "--out", "pieces", "--seconds", "5"]) == 0
+    assert len(read_midi(next((tmp_path / "pieces").glob("*.mid")))) > 0
+    assert main(["data", "compose", "--outt", "pieces"]) == 2

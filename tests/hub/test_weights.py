@@ -1,6 +1,7 @@
 """A weights file alone rebuilds its model; what is damaged or foreign is told in a sentence."""
 
 import dataclasses
+import hashlib
 import json
 
 import jax.numpy as jnp
@@ -149,3 +150,27 @@ def test_a_card_without_weights_says_how_to_get_some(monkeypatch):
     monkeypatch.setattr(registry, "systems", lambda: {"onsets_frames": bare})
     with pytest.raises(WeightsError, match="musicjax train onsets_frames"):
         load_model("onsets_frames.bare")
+
+
+def test_a_foreign_checkpoint_is_converted_once(tmp_path, tiny_model, monkeypatch):
+    from musicjax.models.onsets_frames import convert
+
+    (tmp_path / "mirror").mkdir()
+    (tmp_path / "mirror" / "theirs.pt").write_bytes(b"their format")
+    monkeypatch.setenv("MUSICJAX_MIRROR", str(tmp_path / "mirror"))
+    monkeypatch.setenv("MUSICJAX_CACHE", str(tmp_path / "cache"))
+    asked = []
+    monkeypatch.setattr(
+        convert, "from_theirs", lambda path: asked.append(path) or tiny_model, raising=False
+    )
+    sha256 = hashlib.sha256(b"their format").hexdigest()
+    source = registry.Source("https://nowhere.invalid/theirs.pt", sha256, 12, "from_theirs")
+    system = registry.find_system("onsets_frames")
+    card = dataclasses.replace(next(iter(system.cards.values())), source=source)
+    known = dataclasses.replace(system, cards={"theirs": card})
+    monkeypatch.setattr(registry, "systems", lambda: {"onsets_frames": known})
+    for _ in range(2):
+        loaded = load_model("onsets_frames.theirs")
+        assert (loaded.name, loaded.card) == ("onsets_frames.theirs", card)
+        assert flat(loaded.model).keys() == flat(tiny_model[0]).keys()
+    assert asked == [tmp_path / "mirror" / "theirs.pt"]

@@ -2,6 +2,7 @@
 
 import io
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from musicjax.data.records import Example
 from musicjax.errors import AudioError, ConfigError, DataError, OutputError
 from musicjax.notes import Notes, read_csv, read_json, read_midi
 from musicjax.tasks import Transcriber, evaluate
+from musicjax.tasks import transcribe as task
 
 RATE = 16000
 
@@ -158,3 +160,25 @@ def test_unknown_task_and_device_are_told(tiny_weights):
 def test_names_of_the_task(transcriber):
     assert isinstance(transcriber, Transcriber)
     assert "16000 Hz" in repr(transcriber)
+
+
+def test_a_training_run_is_evaluated_without_compiling_again(tiny_model, samples, monkeypatch):
+    model, config = tiny_model
+    notes = Notes.from_arrays([0.5], [1.0], [60], [80])
+    monkeypatch.setattr("musicjax.data.pipeline.examples", lambda *_: [example(samples, notes)])
+    monkeypatch.setattr(task, "WINDOW_S", 5.0)
+    monkeypatch.setattr(task, "CPU_BATCH", 10)
+    made = []
+    take = task.Runner.take_weights
+    monkeypatch.setattr(
+        task.Runner, "take_weights", lambda self, m: made.append(self) or take(self, m)
+    )
+    data = SimpleNamespace(valid=("anything",))
+    run = SimpleNamespace(data=data, system="onsets_frames", model=config, sample_rate=RATE)
+    score = task.evaluation(run)
+    first, second = score(model), score(model)
+    assert first == second
+    assert 0 <= first["onset_f1"] <= 1
+    assert made[0].programs == 1
+    data.valid = ()
+    assert task.evaluation(run) is None
