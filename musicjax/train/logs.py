@@ -75,7 +75,6 @@ class RunLog:
         self.writes = jax.process_index() == 0
         self.run_dir = Path(config.output)
         self.console = Console(stderr=True, quiet=not (show and self.writes))
-        self._started = time.perf_counter()
         self._start_step = start_step
         self._lines: Any = None
         self._board: Any = None
@@ -137,19 +136,17 @@ class RunLog:
     def _words(self, kind: str, step: int, values: Mapping[str, float]) -> str:
         if kind != "train":
             return " · ".join(f"{k} {v:.4g}" for k, v in values.items())
-        words = [
-            f"loss {values['loss']:.4f}",
-            f"{values['examples_per_s']:.2f} examples/s",
-            f"{values['audio_s_per_s']:.0f} s of audio/s",
-            f"input wait {values['input_stall']:.0%}",
-        ]
+        words = [f"loss {values['loss']:.4f}"]
         if values.get("skipped"):
             words.append(f"{values['skipped']:.0f} steps skipped")
-        done = step - self._start_step
-        if done > 0 and step < self.config.steps:
-            spent = time.perf_counter() - self._started
-            left = timedelta(seconds=spent / done * (self.config.steps - step))
-            words.append(f"ends {(datetime.now() + left):%a %H:%M}")
+        if "step_s" in values:
+            left = timedelta(seconds=values["step_s"] * (self.config.steps - step))
+            words += [
+                f"{values['examples_per_s']:.2f} examples/s",
+                f"{values['audio_s_per_s']:.0f} s of audio/s",
+                f"input wait {values['input_stall']:.0%}",
+                f"ends {(datetime.now() + left):%a %H:%M}",
+            ]
         return " · ".join(words)
 
 

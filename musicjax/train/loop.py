@@ -76,7 +76,7 @@ def train(
     connect()
     system = system or system_of(config)
     _check_output(config)
-    run = _prepare(config, system, batches)
+    run, out = _prepare(config, system, batches), Path(config.output)
     with (
         Checkpoints(config.output, config.checkpoint) as checkpoints,
         RunLog(config, start_step=checkpoints.latest or 0, show=show) as log,
@@ -84,9 +84,11 @@ def train(
     ):
         _start(run, checkpoints, log)
         write_run_files(config)
-        _run(run, checkpoints, log, signals, evaluate)
+        finished = run.step >= config.steps and (out / FINAL).is_file()
+        if not finished:
+            _steps(run, checkpoints, log, signals, evaluate)
+            _conclude(run, checkpoints, log, evaluate)
         checkpoints.wait()
-    out = Path(config.output)
     return out / BEST if (out / BEST).is_file() else out / FINAL
 
 
@@ -105,8 +107,14 @@ class _Run:
     data_state: Any = None
     step: int = 0
     best: float = -math.inf
-    saved: int = -1
-    metrics: dict[str, float] = field(default_factory=dict)  # of the newest evaluation
+    saved: int = 0  # step of the newest checkpoint
+    evaluated: int = -1  # step of the newest evaluation
+    metrics: dict[str, float] = field(default_factory=dict)  # what it found
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Metrics of the model as it is now; empty if it was not evaluated."""
+        return self.metrics if self.evaluated == self.step else {}
 
     def model(self) -> nnx.Module:
         """The model with averaged weights, whole on every device. Collective."""
@@ -115,7 +123,7 @@ class _Run:
     def export(self, name: str, model: nnx.Module) -> None:
         """Write finished weights into the run directory."""
         if jax.process_index() == 0:
-            extra = {"step": self.step, "scores": self.metrics}
+            extra = {"step": self.step, "scores": self.scores}
             save_model(Path(self.config.output) / name, model, self.config, extra)
 
 
@@ -225,23 +233,25 @@ def _start(run: _Run, checkpoints: Checkpoints, log: RunLog) -> None:
         log.say(str(report))
 
 
-def _run(
+def _steps(
     run: _Run,
     checkpoints: Checkpoints,
     log: RunLog,
     signals: Signals,
     evaluate: Evaluate | None,
 ) -> None:
-    config = run.config
-    meter = Meter(config)
-    pending: Any = None
+    config, meter, pending = run.config, Meter(run.config), None
     with Prefetch(run.batches, run.mesh, run.step, config.steps) as prefetch:
         while run.step < config.steps:
-            batch, data_state = _next(prefetch, pending, meter)
+            try:
+                batch, data_state = _next(prefetch, pending, meter)
+            except Exception:
+                with _keeping(run, checkpoints):
+                    _finish(run, pending, meter, log)
+                    raise
             run.state, metrics = run.step_fn(run.state, batch)
             run.step, run.data_state = run.step + 1, data_state
-            if pending is not None:
-                _finish(run, pending, meter, log)
+            _finish(run, pending, meter, log)
             pending = (run.step, metrics)
             due = config.eval_every and run.step % config.eval_every == 0
             stop = signals.received or checkpoints.asked_to_stop(run.step)
@@ -249,7 +259,7 @@ def _run(
                 _finish(run, pending, meter, log)
                 pending = None
                 if due and evaluate is not None and not stop:
-                    with meter.paused(), _saving_on_failure(run, checkpoints):
+                    with meter.paused(), _keeping(run, checkpoints):
                         _evaluate(run, evaluate, log)
                 _save(run, checkpoints)
             if stop:
@@ -260,10 +270,13 @@ def _run(
                     "command again to go on.",
                     signals.exit_code,
                 )
-    if pending is not None:
-        _finish(run, pending, meter, log)
-    if evaluate is not None and not (config.eval_every and run.step % config.eval_every == 0):
-        with _saving_on_failure(run, checkpoints):
+    _finish(run, pending, meter, log)
+
+
+def _conclude(run: _Run, checkpoints: Checkpoints, log: RunLog, evaluate: Evaluate | None) -> None:
+    """The last evaluation, the final weights and the last checkpoint."""
+    if evaluate is not None and run.evaluated != run.step:
+        with _keeping(run, checkpoints):
             _evaluate(run, evaluate, log)
     run.export(FINAL, run.model())
     _save(run, checkpoints)
@@ -282,8 +295,10 @@ def _next(prefetch: Prefetch, pending: Any, meter: Meter) -> tuple[Any, Any]:
     return ready
 
 
-def _finish(run: _Run, pending: tuple[int, Any], meter: Meter, log: RunLog) -> None:
+def _finish(run: _Run, pending: tuple[int, Any] | None, meter: Meter, log: RunLog) -> None:
     """Read a finished step's numbers; log them if it is time; stop if training has broken."""
+    if pending is None:
+        return
     step, metrics = pending
     values = {k: float(v) for k, v in jax.device_get(metrics).items()}
     meter.add(values)
@@ -301,6 +316,7 @@ def _finish(run: _Run, pending: tuple[int, Any], meter: Meter, log: RunLog) -> N
 def _evaluate(run: _Run, evaluate: Evaluate, log: RunLog) -> None:
     start, model = time.perf_counter(), run.model()
     run.metrics = {k: float(v) for k, v in evaluate(model).items()}
+    run.evaluated = run.step
     log.write("valid", run.step, {**run.metrics, "seconds": time.perf_counter() - start})
     checkpoint = run.config.checkpoint
     if checkpoint.metric not in run.metrics:
@@ -315,13 +331,15 @@ def _evaluate(run: _Run, evaluate: Evaluate, log: RunLog) -> None:
 
 
 @contextlib.contextmanager
-def _saving_on_failure(run: _Run, checkpoints: Checkpoints) -> Iterator[None]:
-    """An evaluation that fails must not cost the steps before it."""
+def _keeping(run: _Run, checkpoints: Checkpoints) -> Iterator[None]:
+    """Data or an evaluation that fails must not cost the steps before it."""
     try:
         yield
     except BaseException:
-        run.metrics = {}
-        _save(run, checkpoints)
+        # Saving takes all processes, and the others know nothing of this failure.
+        if jax.process_count() == 1:
+            run.evaluated = -1
+            _save(run, checkpoints)
         raise
 
 
@@ -329,7 +347,6 @@ def _save(run: _Run, checkpoints: Checkpoints) -> None:
     if run.saved == run.step:
         return
     best = run.best if math.isfinite(run.best) else None
-    checkpoints.save(
-        run.step, run.state, run.data_state, {"step": run.step, "best": best}, run.metrics
-    )
-    run.saved, run.metrics = run.step, {}
+    meta = {"step": run.step, "best": best}
+    checkpoints.save(run.step, run.state, run.data_state, meta, run.scores)
+    run.saved = run.step

@@ -87,4 +87,10 @@ def sharded_init(
     with on_mesh(mesh):
         abstract = jax.eval_shape(make)
         shardings = state_shardings(abstract, mesh, whole_below_bytes=whole_below_bytes)
-        return jax.jit(make, out_shardings=shardings)(), shardings
+        build = jax.jit(make, out_shardings=shardings, compiler_options=_quickly())
+        return build(), shardings
+
+
+def _quickly() -> dict[str, Any] | None:
+    """Compiler options for what runs once: on a CPU, optimising takes longer than it saves."""
+    return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None

@@ -10,11 +10,16 @@ from musicjax.train.state import learning_rate
 
 
 class Meter:
-    """Means of the numbers since the last log line, and rates over its wall time."""
+    """Means of the numbers since the last log line, and rates over the wall time of their steps.
+
+    The first step is not timed: it compiles, and its time is told apart as `compile_s`.
+    """
 
     def __init__(self, config: RunConfig) -> None:
         self._config = config
         self._rate = learning_rate(config.optim, config.steps)
+        self._first_s: float | None = None
+        self._untimed = 1
         self._reset()
 
     def _reset(self) -> None:
@@ -32,6 +37,9 @@ class Meter:
     def add(self, values: dict[str, float]) -> None:
         """Count one finished step with its numbers."""
         self._values.append(values)
+        if self._first_s is None:
+            now = time.perf_counter()
+            self._first_s, self._since, self.stalled_s = now - self._since, now, 0.0
 
     def summary(self, step: int) -> dict[str, float]:
         """Mean of each metric over finite steps, counters as they stand, rates; then start anew."""
@@ -43,11 +51,15 @@ class Meter:
             result[name] = sum(finite) / len(finite) if finite else math.nan
         result["skipped"] = last["skipped"]
         del result["skipped_in_row"]
-        data = self._config.data
         result["learning_rate"] = float(self._rate(step - 1 - int(last["skipped"])))
-        result["examples_per_s"] = count * data.batch_size / spent
-        result["audio_s_per_s"] = result["examples_per_s"] * data.clip_s
-        result["step_s"] = spent / count
-        result["input_stall"] = min(self.stalled_s / spent, 1.0)
+        if timed := count - self._untimed:
+            data = self._config.data
+            result["step_s"] = spent / timed
+            result["examples_per_s"] = data.batch_size / result["step_s"]
+            result["audio_s_per_s"] = result["examples_per_s"] * data.clip_s
+            result["input_stall"] = min(self.stalled_s / spent, 1.0)
+        if self._untimed and self._first_s is not None:
+            result["compile_s"] = self._first_s
+            self._untimed = 0
         self._reset()
         return result
