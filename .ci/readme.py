@@ -53,6 +53,7 @@ def _front_end(says: str, preset: str, subject: str, field: str, form: str) -> W
 
 
 _CLIP, _HOUR = "transcribe 30 s", "transcribe an hour"
+_LONG = {"facts.recording": "five minutes", "facts.model": "onsets_frames.small"}
 WANTED: tuple[Wanted, ...] = (
     _command_line("`import musicjax`", "start", "import musicjax", "steady.median", "{:.2f} s"),
     _command_line("`musicjax --help`", "start", "musicjax --help", "steady.median", "{:.2f} s"),
@@ -66,6 +67,20 @@ WANTED: tuple[Wanted, ...] = (
     _command_line("30 s of piano, any later time", _CLIP, "warm", "steady.median", "{:.1f} s"),
     _command_line("an hour of piano", _HOUR, "warm", "steady.median", "{:.0f} s"),
     _command_line("an hour of piano, peak memory", _HOUR, "warm", "peak_rss_mb", "{:.0f} MB"),
+    Wanted(
+        "five minutes of piano, file in to notes out, times real time",
+        "transcribe",
+        {**_LONG, "subject": "musicjax"},
+        "audio_s_per_s",
+        "{:.0f}",
+    ),
+    Wanted(
+        "the same, time of Basic Pitch / ours",
+        "transcribe",
+        {**_LONG, "subject": "basic_pitch"},
+        "ratio.median",
+        "{:.1f}",
+    ),
     *(
         wanted
         for preset in ("onsets_frames", "kong", "hft")
