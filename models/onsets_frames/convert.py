@@ -7,13 +7,13 @@ import numpy as np
 from flax import nnx
 
 from musicjax.errors import WeightsError
-from musicjax.hub.convert import Rule
+from musicjax.hub.convert import Rule, Transform
 from musicjax.hub.convert import convert as fill
 from musicjax.hub.pytorch import read_state_dict
 from musicjax.models.onsets_frames.model import OnsetsFrames, OnsetsFramesConfig, get_config
 
 # The published file is a pickled module: these classes are read as data, none is imported.
-_RECORDS = ("onsets_and_frames.", "torch.nn.modules.")
+RECORDS = ("onsets_and_frames.", "torch.nn.modules.")
 
 # Stack names of the port, and the head that each one is here.
 _HEADS = {
@@ -25,7 +25,7 @@ _HEADS = {
 _CONVOLUTIONS = {0: "1", 3: "2", 8: "3"}  # index in the port's nn.Sequential: our number
 _NORMS = {1: "1", 4: "2", 9: "3"}
 _NORM_LEAVES = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
-_LSTM_LEAVES = {
+_LSTM_LEAVES: dict[str, tuple[str, Transform]] = {
     "weight_ih": ("input_kernel", "transpose"),
     "weight_hh": ("recurrent_kernel", "transpose"),
     "bias_ih": ("bias", "same"),
@@ -112,4 +112,4 @@ def convert(path: Path, tag: str = "port") -> tuple[OnsetsFrames, OnsetsFramesCo
             f"onsets_frames.{tag} has no foreign checkpoints; convert with --model "
             "onsets_frames.port."
         )
-    return from_state_dict(read_state_dict(path, records=_RECORDS))
+    return from_state_dict(read_state_dict(path, records=RECORDS))

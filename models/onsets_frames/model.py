@@ -331,13 +331,10 @@ class OnsetsFrames(nnx.Module):
         if frames is not None:
             mask = jnp.arange(features.shape[1]) < frames[:, None]
         out = self(features, mask=mask)
-        heard = {
-            "onset": jax.nn.sigmoid(out.onset),
-            "frame": jax.nn.sigmoid(out.frame),
-            "velocity": jnp.clip(out.velocity, 0.0, 1.0),
-        }
-        if out.offset is not None:
-            heard["offset"] = jax.nn.sigmoid(out.offset)
+        heads = {"onset": out.onset, "offset": out.offset, "frame": out.frame}
+        heard = {n: jax.nn.sigmoid(logits) for n, logits in heads.items() if logits is not None}
+        if out.velocity is not None:
+            heard["velocity"] = jnp.clip(out.velocity, 0.0, 1.0)
         return heard
 
 
@@ -492,14 +489,14 @@ def loss(
 
     learning = config.train_heads or ("onset", "offset", "frame", "velocity")
     parts = {}
-    if "onset" in learning:
+    if "onset" in learning and out.onset is not None:
         parts["onset"] = mean(_cross_entropy(out.onset, batch["onset"], config.onset_weight))
-    if "frame" in learning:
+    if "frame" in learning and out.frame is not None:
         frame = _cross_entropy(out.frame, batch["frame"])
         parts["frame"] = mean(frame * batch["frame_weight"] if "frame_weight" in batch else frame)
     if "offset" in learning and out.offset is not None:
         parts["offset"] = mean(_cross_entropy(out.offset, batch["offset"]))
-    if "velocity" in learning:
+    if "velocity" in learning and out.velocity is not None:
         at_onset = batch["onset"].astype(jnp.float32)
         if mask is not None:
             at_onset = jnp.where(mask[..., None], at_onset, 0)
@@ -512,6 +509,9 @@ def loss(
 
 
 # Decoding -----------------------------------------------------------------------------------
+
+
+_CELLS_AT_ONCE = 1 << 21  # frames times pitches decoded together: about 80 MB of work space
 
 
 def decode(
@@ -532,15 +532,44 @@ def decode(
     with `split_reonsets` also ends the first (Magenta). With `offset_threshold`, a note also ends
     where the offset roll rises, which no published form does by default. Velocity is the mean
     over the onset frames of the note (port) or the value where it starts (Magenta). Notes shorter
-    than `min_duration_s` are left out. No loop over frames or pitches.
+    than `min_duration_s` are left out. No loop over frames; pitches are taken together, or in
+    groups when the recording is so long that together they would need gigabytes.
     """
-    onset = np.asarray(activations["onset"]) > onset_threshold
-    frame = np.asarray(activations["frame"]) > frame_threshold
+    count, pitches = np.shape(activations["onset"])
+    groups = min(pitches, 1 + count * pitches // _CELLS_AT_ONCE)
+    edges = [pitches * g // groups for g in range(groups + 1)]
+    found = []
+    for low, high in zip(edges, edges[1:], strict=False):
+        some = {name: np.asarray(value)[:, low:high] for name, value in activations.items()}
+        onset = some["onset"] > onset_threshold
+        frame = some["frame"] > frame_threshold
+        offset = None
+        if offset_threshold is not None and "offset" in some:
+            offset = some["offset"] > offset_threshold
+        start, stop, pitch = _spans(onset, frame, offset, split_reonsets)
+        strength = _velocity(some.get("velocity"), onset, start, stop, pitch, velocity_at)
+        found.append((start, stop, pitch + low, strength))
+    start, stop, pitch, strength = (np.concatenate(column) for column in zip(*found, strict=True))
+    midi = np.clip(strength * config.velocity_scale + config.velocity_bias, 1, 127)
+    hop_s = config.frontend.hop_length / config.frontend.sample_rate
+    keep = np.lexsort((pitch, start))
+    keep = keep[(stop - start)[keep] * hop_s >= min_duration_s]
+    return Notes.from_arrays(
+        onset_s=start[keep] * hop_s,
+        offset_s=stop[keep] * hop_s,
+        pitch=pitch[keep] + config.min_pitch,
+        velocity=midi[keep].astype(np.uint8),
+    )
+
+
+def _spans(
+    onset: np.ndarray, frame: np.ndarray, offset: np.ndarray | None, split_reonsets: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """First frame, frame after the last, and pitch index of every note in boolean rolls (T, P)."""
     count, pitches = onset.shape
     rise = onset & ~np.pad(onset, ((1, 0), (0, 0)))[:-1]
     ends = ~(onset | frame)
-    if offset_threshold is not None and "offset" in activations:
-        offset = np.asarray(activations["offset"]) > offset_threshold
+    if offset is not None:
         ends |= offset & ~np.pad(offset, ((1, 0), (0, 0)))[:-1] & ~onset
     if split_reonsets:
         ends |= rise
@@ -549,17 +578,7 @@ def decode(
     next_end = np.minimum.accumulate(steps[::-1], axis=0)[::-1]
     next_end = np.concatenate([next_end, np.full((1, pitches), count)])
     start, pitch = np.nonzero(rise)
-    stop = next_end[start + 1, pitch]
-    strength = _velocity(activations.get("velocity"), onset, start, stop, pitch, velocity_at)
-    midi = np.clip(strength * config.velocity_scale + config.velocity_bias, 1, 127)
-    hop_s = config.frontend.hop_length / config.frontend.sample_rate
-    keep = (stop - start) * hop_s >= min_duration_s
-    return Notes.from_arrays(
-        onset_s=start[keep] * hop_s,
-        offset_s=stop[keep] * hop_s,
-        pitch=pitch[keep] + config.min_pitch,
-        velocity=midi[keep].astype(np.uint8),
-    )
+    return start, next_end[start + 1, pitch], pitch
 
 
 def _velocity(

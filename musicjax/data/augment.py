@@ -166,9 +166,10 @@ def _band_limit(rng: np.random.Generator):
     low = np.exp(rng.uniform(np.log(30.0), np.log(300.0)))
     high = np.exp(rng.uniform(np.log(2500.0), np.log(8000.0)))
     order = rng.uniform(1, 4)
-    return lambda hz: (1 + (low / np.maximum(hz, 1.0)) ** 2) ** (-order / 2) * (
-        1 + (hz / high) ** 4
-    ) ** (-order / 4)
+    return lambda hz: (
+        (1 + (low / np.maximum(hz, 1.0)) ** 2) ** (-order / 2)
+        * (1 + (hz / high) ** 4) ** (-order / 4)
+    )
 
 
 def _filter(samples: np.ndarray, sample_rate: int, gain_curves: list) -> np.ndarray:

@@ -23,7 +23,9 @@ def normal(seed, *shape):
 
 
 def close(a, b, tolerance=1e-5):
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance), a, b)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance), a, b
+    )
 
 
 def plain_lstm(gates, kernel, keep):
@@ -50,9 +52,7 @@ def test_lstm_and_its_gradient(masked):
     ours = jax.value_and_grad(
         lambda g, k: (lstm(g, k, keep if masked else None) * weight).sum(), argnums=(0, 1)
     )
-    plain = jax.value_and_grad(
-        lambda g, k: (plain_lstm(g, k, keep) * weight).sum(), argnums=(0, 1)
-    )
+    plain = jax.value_and_grad(lambda g, k: (plain_lstm(g, k, keep) * weight).sum(), argnums=(0, 1))
     close(jax.jit(ours)(gates, kernel), jax.jit(plain)(gates, kernel))
 
 
@@ -111,7 +111,9 @@ def test_norm_relu_and_its_gradient(masked):
     def plain(x, scale, bias):
         return (plain_norm_relu(x, scale, bias, mask[:, :, None, None]) * weight).sum()
 
-    both = [jax.jit(jax.value_and_grad(f, argnums=(0, 1, 2)))(x, scale, bias) for f in (ours, plain)]
+    both = [
+        jax.jit(jax.value_and_grad(f, argnums=(0, 1, 2)))(x, scale, bias) for f in (ours, plain)
+    ]
     close(*both, 1e-4)
 
 
