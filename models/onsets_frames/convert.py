@@ -13,7 +13,12 @@ from musicjax.hub.pytorch import read_state_dict
 from musicjax.models.onsets_frames.model import OnsetsFrames, OnsetsFramesConfig, get_config
 
 # The published file is a pickled module: these classes are read as data, none is imported.
-RECORDS = ("onsets_and_frames.", "torch.nn.modules.")
+RECORDS = (
+    "onsets_and_frames.",
+    "torch.nn.modules.",
+    "torch.nn.backends.",  # modules pickled before torch 1.3 carry these two
+    "torch.backends.cudnn.rnn.",
+)
 
 # Stack names of the port, and the head that each one is here.
 _HEADS = {

@@ -129,7 +129,11 @@ _ALLOWED: dict[tuple[str, str], Any] = {
     ("torch", "Size"): tuple,
     ("builtins", "set"): set,
     ("__builtin__", "set"): set,
-} | {("torch", name): _StorageType(dtype) for name, dtype in _STORAGES.items()}
+} | {
+    (module, name): _StorageType(dtype)
+    for module in ("torch", "torch.cuda")
+    for name, dtype in _STORAGES.items()
+}
 
 
 class _Unpickler(pickle.Unpickler):

@@ -13,7 +13,7 @@ import musicjax.models.onsets_frames.model as module
 from musicjax.errors import ConfigError, WeightsError
 from musicjax.hub.pytorch import read_state_dict
 from musicjax.models.onsets_frames import SYSTEM
-from musicjax.models.onsets_frames.convert import convert, from_state_dict
+from musicjax.models.onsets_frames.convert import RECORDS, convert, from_state_dict
 from musicjax.models.onsets_frames.model import OnsetsFrames, decode, get_config, loss, targets
 from musicjax.notes import Notes, Pedal
 
@@ -124,6 +124,17 @@ def test_a_checkpoint_tells_its_size_and_misfits_are_all_told(tmp_path):
     # 37 bins and 5 pitches are not what the port has, and every layer that minds is named.
     with pytest.raises(WeightsError, match=r"in 16 places.*velocity\.out\.bias is \(88,\)"):
         convert(FIXTURES / "port_tiny.pt")
+
+
+def test_the_published_kind_of_file_holds_the_same():
+    """A pickled module under the port's class names, which are not importable here."""
+    weights = read_state_dict(FIXTURES / "port_tiny.pt")
+    module_weights = read_state_dict(FIXTURES / "port_module.pt", records=RECORDS)
+    assert set(module_weights) == set(weights)
+    for name, array in weights.items():
+        np.testing.assert_array_equal(module_weights[name], array, err_msg=name)
+    with pytest.raises(WeightsError, match=r"wants onsets_and_frames\.transcriber"):
+        read_state_dict(FIXTURES / "port_module.pt")
 
 
 # Labels ---------------------------------------------------------------------------------------
