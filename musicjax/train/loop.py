@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from flax import nnx
@@ -248,6 +248,8 @@ def _steps(
             except Exception:
                 with _keeping(run, checkpoints):
                     _finish(run, pending, meter, log)
+                    if signals.received:  # Ctrl-C also ends the processes that prepare data
+                        _stop(run, checkpoints, signals)
                     raise
             run.state, metrics = run.step_fn(run.state, batch)
             run.step, run.data_state = run.step + 1, data_state
@@ -263,14 +265,19 @@ def _steps(
                         _evaluate(run, evaluate, log)
                 _save(run, checkpoints)
             if stop:
-                checkpoints.wait()
-                raise TrainingStopped(
-                    f"training was stopped by {signals.name} after step {run.step} of "
-                    f"{config.steps}; everything is saved in {config.output}: run the same "
-                    "command again to go on.",
-                    signals.exit_code,
-                )
+                _stop(run, checkpoints, signals)
     _finish(run, pending, meter, log)
+
+
+def _stop(run: _Run, checkpoints: Checkpoints, signals: Signals) -> NoReturn:
+    """Save, then say so by TrainingStopped."""
+    _save(run, checkpoints)
+    checkpoints.wait()
+    raise TrainingStopped(
+        f"training was stopped by {signals.name} after step {run.step} of {run.config.steps}; "
+        f"everything is saved in {run.config.output}: run the same command again to go on.",
+        signals.exit_code,
+    )
 
 
 def _conclude(run: _Run, checkpoints: Checkpoints, log: RunLog, evaluate: Evaluate | None) -> None:

@@ -113,17 +113,28 @@ def test_killed_run_continues_bit_for_bit(whole, tmp_path, start):
     )
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_asked_to_stop_it_saves_and_continues(whole, tmp_path, number, code):
-    class Interrupting(Batches):
-        def __next__(self):
-            if self.next == 8:
-                os.kill(os.getpid(), number)
-            return super().__next__()
+class Interrupting(Batches):
+    """Sends its process a signal at the ninth batch; with `and_fail`, also raises."""
 
+    def __init__(self, number, and_fail):
+        super().__init__()
+        self.number, self.and_fail = number, and_fail
+
+    def __next__(self):
+        if self.next == 8:
+            os.kill(os.getpid(), self.number)
+            if self.and_fail:
+                raise RuntimeError("a worker was interrupted")
+        return super().__next__()
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "and_fail"), [(signal.SIGTERM, 143, False), (signal.SIGINT, 130, True)]
+)
+def test_asked_to_stop_it_saves_and_continues(whole, tmp_path, number, code, and_fail):
     before = signal.getsignal(number)
     with pytest.raises(TrainingStopped, match="run the same command again") as caught:
-        run(tmp_path, batches=Interrupting())
+        run(tmp_path, batches=Interrupting(number, and_fail))
     assert caught.value.exit_code == code and signal.getsignal(number) is before
     with Checkpoints(tmp_path, run_config(tmp_path).checkpoint) as checkpoints:
         assert checkpoints.latest == losses(tmp_path)[-1][0] < 20
