@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
+from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -63,6 +64,7 @@ class OnsetsFramesConfig:
     labels: Literal["frame", "32ms"] = "frame"  # onset and offset: one frame, or 32 ms of frames
     frame_weight: float = 1.0  # 2018: weight c of frames in the onset, then c, c/2, c/3 ...
     onset_weight: float = 1.0  # weight of frames with an onset in the onset loss
+    activation_weight: float = 0.0  # of a frame loss on the activation itself (Magenta's option)
     velocity_loss: Literal["per_onset", "per_frame"] = "per_onset"
     # Losses that are trained; empty: all. Stopped gradients make the heads separate networks, so
     # each can be given the time it needs: the others are neither computed nor changed.
@@ -126,7 +128,9 @@ def get_config(variant: str = "base") -> OnsetsFramesConfig:
     variants = {
         "base": lambda: _port(48),
         "port": lambda: _port(48),
-        "small": lambda: _port(16, onset_weight=2.0, dropout=(0.0, 0.0, 0.0)),
+        "small": lambda: _port(
+            16, onset_weight=2.0, activation_weight=1.0, dropout=(0.0, 0.0, 0.0)
+        ),
         "tiny": lambda: _port(2),
         "magenta": _magenta,
         "paper2018": _paper2018,
@@ -494,6 +498,9 @@ def loss(
     if "frame" in learning and out.frame is not None:
         frame = _cross_entropy(out.frame, batch["frame"])
         parts["frame"] = mean(frame * batch["frame_weight"] if "frame_weight" in batch else frame)
+        if config.activation_weight:
+            seen = mean(_cross_entropy(out.activation, batch["frame"]))
+            parts["activation"] = config.activation_weight * seen
     if "offset" in learning and out.offset is not None:
         parts["offset"] = mean(_cross_entropy(out.offset, batch["offset"]))
     if "velocity" in learning and out.velocity is not None:
@@ -539,7 +546,7 @@ def decode(
     groups = min(pitches, 1 + count * pitches // _CELLS_AT_ONCE)
     edges = [pitches * g // groups for g in range(groups + 1)]
     found = []
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in pairwise(edges):
         some = {name: np.asarray(value)[:, low:high] for name, value in activations.items()}
         onset = some["onset"] > onset_threshold
         frame = some["frame"] > frame_threshold
