@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 import jax
