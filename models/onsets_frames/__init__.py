@@ -47,7 +47,7 @@ SYSTEM = System(
     model=f"{_MODULE}:OnsetsFrames",
     config=f"{_MODULE}:get_config",
     loss=f"{_MODULE}:loss",
-    targets=f"{_MODULE}:targets",
+    targets="musicjax.models.onsets_frames.labels:targets",
     decode=f"{_MODULE}:decode",
     cards=_CARDS,
 )

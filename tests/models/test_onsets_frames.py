@@ -14,7 +14,8 @@ from musicjax.errors import ConfigError, WeightsError
 from musicjax.hub.pytorch import read_state_dict
 from musicjax.models.onsets_frames import SYSTEM
 from musicjax.models.onsets_frames.convert import RECORDS, convert, from_state_dict
-from musicjax.models.onsets_frames.model import OnsetsFrames, decode, get_config, loss, targets
+from musicjax.models.onsets_frames.labels import targets
+from musicjax.models.onsets_frames.model import OnsetsFrames, decode, get_config, loss
 from musicjax.notes import Notes, Pedal
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "onsets_frames"
