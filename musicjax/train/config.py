@@ -186,13 +186,24 @@ def _check_names(config: Any, args: Sequence[str]) -> None:
     for arg in args:
         if not arg.startswith("--") or arg == "--help":
             continue
-        name = arg[2:].split("=")[0]
-        if name.replace("-", "_") in known:
-            continue
-        tail = [k for k in known if k.rpartition(".")[2] == name.rpartition(".")[2]]
-        near = tail or difflib.get_close_matches(name.replace("-", "_"), known, n=3, cutoff=0.5)
-        hint = f"did you mean --{' or --'.join(near)}?" if near else "no field is like it."
-        raise ConfigError(f"there is no field --{name}; {hint} `--help` lists every field.")
+        name = arg[2:].split("=")[0].replace("-", "_")
+        if name not in known:
+            raise ConfigError(
+                f"there is no field {arg.split('=')[0]}; {_neighbours(name, known)} "
+                "`--help` lists every field."
+            )
+
+
+def _neighbours(name: str, known: Sequence[str]) -> str:
+    """Fields that may have been meant: of the same name elsewhere, near it, or beside it."""
+    group, _, leaf = name.rpartition(".")
+    near = [field for field in known if field.rpartition(".")[2] == leaf]
+    near = near or difflib.get_close_matches(name, known, n=3, cutoff=0.75)
+    if near:
+        return f"did you mean --{' or --'.join(near)}?"
+    beside = [field.rpartition(".")[2] for field in known if field.rpartition(".")[0] == group]
+    where = f"--{group}" if group else "the run itself"
+    return f"{where} has {', '.join(beside)}." if beside else "no field is like it."
 
 
 def field_names(config: Any, prefix: str = "") -> list[str]:

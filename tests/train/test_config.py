@@ -37,10 +37,12 @@ def test_no_override_changes_nothing():
 @pytest.mark.parametrize(
     ("argument", "near"),
     [
-        ("--optim.learning_rte", "optim.l"),
+        ("--optim.learning_rate", "--optim has name, lr, schedule"),
         ("--lr", "--optim.lr"),
-        ("--optim.warmup", "--optim.warmup_steps"),
+        ("--optim.warmup_step", "--optim.warmup_steps"),
         ("--step", "--steps"),
+        ("--colour", "the run itself has system, variant"),
+        ("--paint.colour", "no field is like it"),
         ("--model.widht", "--model.width"),
     ],
 )
