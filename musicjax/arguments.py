@@ -183,9 +183,10 @@ def _add_data(verbs: Any) -> None:
         "data",
         "make training data: render, import or compose",
         """
-        musicjax data render --help
-        musicjax data import --help
-        musicjax data compose --help
+        musicjax data render --out data/made-up --hours 2
+        musicjax data import maestro ~/maestro-v3.0.0
+        musicjax data compose --out pieces --count 5
+        musicjax data render --help      (every option)
         """,
     )
     verb.add_argument("action", choices=("render", "import", "compose"))

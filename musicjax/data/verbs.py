@@ -18,8 +18,8 @@ _EXAMPLES = {
       --instruments /usr/share/sounds bank:salamander modelled: --hours 20
   musicjax data render --out data/made-up --hours 2""",
     "import": """examples:
-  musicjax data import --dataset maestro --root ~/maestro-v3.0.0 --out data/maestro
-  musicjax data import --dataset folder --root recordings --out data/own""",
+  musicjax data import maestro ~/maestro-v3.0.0          (writes to data/maestro)
+  musicjax data import folder recordings --out data/own""",
     "compose": """examples:
   musicjax data compose --out pieces --count 5 --seconds 30 --style song""",
 }
@@ -52,10 +52,24 @@ def command(action: str, arguments: Sequence[str]) -> int:
     config = tyro.cli(
         config_type,
         prog=f"musicjax data {action}",
-        args=list(arguments),
+        args=_named(action, arguments),
         description=description,
     )
     return run(config)
+
+
+def _named(action: str, arguments: Sequence[str]) -> list[str]:
+    """`import maestro ROOT [OUT]` with names before its values; OUT is data/maestro if left out."""
+    rest, named = list(arguments), []
+    if action != "import" or not rest or rest[0].startswith("-"):
+        return rest
+    dataset = rest[0]
+    for name in ("--dataset", "--root", "--out"):
+        if rest and not rest[0].startswith("-"):
+            named += [name, rest.pop(0)]
+    if "--out" not in named and not any(a.split("=")[0] == "--out" for a in rest):
+        named += ["--out", f"data/{dataset.replace(':', '-')}"]
+    return named + rest
 
 
 def _actions() -> dict[str, tuple[Any, Callable[[Any], int]]]:

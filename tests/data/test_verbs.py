@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from musicjax.data import RecordSource, command
+from musicjax.data import RecordSource, command, verbs
 from musicjax.notes import read_midi
 
 
@@ -31,3 +31,25 @@ def test_help_shows_examples(action: str, capsys: pytest.CaptureFixture[str]) ->
     assert stopped.value.code == 0
     text = capsys.readouterr().out
     assert "examples:" in text and "--out" in text
+
+
+def test_import_takes_its_dataset_and_folder_without_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = []
+    actions = verbs._actions()
+    config_type, _ = actions["import"]
+    monkeypatch.setattr(
+        verbs, "_actions", lambda: {"import": (config_type, lambda c: given.append(c) or 0)}
+    )
+    command("import", ["maestro", "here"])
+    command("import", ["maestro", "here", "there", "--codec", "pcm16"])
+    command("import", ["mirdata:x", "here", "--out", "there"])
+    command("import", ["--dataset", "maps", "--root", "here", "--out", "there"])
+    found = [(c.dataset, str(c.root), str(c.out)) for c in given]
+    assert found == [
+        ("maestro", "here", "data/maestro"),
+        ("maestro", "here", "there"),
+        ("mirdata:x", "here", "there"),
+        ("maps", "here", "there"),
+    ]
