@@ -27,9 +27,9 @@ from musicjax.errors import AudioError
 
 AnyArray = Array | np.ndarray
 
-# On a CPU frames are worked off in blocks of so many samples (512 kB), which stay in the cache;
+# On a CPU frames are worked off in blocks of so many samples (1 MB), which stay in the cache;
 # frames of a whole clip at once cost more in memory traffic and page faults than in arithmetic.
-_BLOCK_SAMPLES = 1 << 17
+_BLOCK_SAMPLES = 1 << 18
 _LEAST_BLOCK = 16
 
 

@@ -19,6 +19,9 @@ def test_frames_are_windows_at_every_hop(size, hop, count):
     audio = np.arange((count - 1) * hop + size, dtype=np.float32)
     expected = np.lib.stride_tricks.sliding_window_view(audio, size)[::hop]
     np.testing.assert_array_equal(stft.frame(jnp.asarray(audio), size, hop, count), expected)
+    frames_of = lambda x: stft.frame(x, size, hop, count)  # noqa: E731
+    _, tangent = jax.jvp(frames_of, (jnp.asarray(audio),), (jnp.asarray(audio),))
+    np.testing.assert_array_equal(tangent, expected)
 
 
 @pytest.mark.parametrize(("size", "hop", "count"), SIZES)
@@ -29,6 +32,11 @@ def test_overlap_add_is_the_transpose_of_framing(size, hop, count):
     forth = np.vdot(stft.frame(jnp.asarray(audio), size, hop, count), frames)
     back = np.vdot(audio, stft.overlap_add(jnp.asarray(frames), hop))
     np.testing.assert_allclose(forth, back, rtol=1e-4, atol=1e-3)
+
+
+def test_the_gradient_of_framing_does_not_scatter():
+    loss = jax.grad(lambda x: (stft.frame(x, 8, 3, 4) ** 2).sum())
+    assert "scatter" not in str(jax.make_jaxpr(loss)(jnp.ones(17)))
 
 
 def test_what_lies_past_the_end_is_zero():
