@@ -68,6 +68,10 @@ class OnsetsFramesConfig:
     # Losses that are trained; empty: all. Stopped gradients make the heads separate networks, so
     # each can be given the time it needs: the others are neither computed nor changed.
     train_heads: tuple[Loss, ...] = ()
+    # Decoding, where the call does not say otherwise.
+    onset_threshold: float = 0.5
+    frame_threshold: float = 0.5
+    split_reonsets: bool = False
     # Velocity 0..1 to MIDI: v * scale + bias.
     velocity_scale: float = 127.0
     velocity_bias: float = 0.0
@@ -99,6 +103,7 @@ def _magenta() -> OnsetsFramesConfig:
         heads=("onset", "activation", "offset"),
         labels="32ms",
         velocity_loss="per_frame",
+        split_reonsets=True,
         velocity_scale=80.0,
         velocity_bias=10.0,
     )
@@ -128,7 +133,13 @@ def get_config(variant: str = "base") -> OnsetsFramesConfig:
         "base": lambda: _port(48),
         "port": lambda: _port(48),
         "small": lambda: _port(
-            16, onset_weight=2.0, activation_weight=1.0, dropout=(0.0, 0.0, 0.0)
+            16,
+            onset_weight=2.0,
+            activation_weight=1.0,
+            dropout=(0.0, 0.0, 0.0),
+            onset_threshold=0.4,
+            frame_threshold=0.4,
+            split_reonsets=True,
         ),
         "tiny": lambda: _port(2),
         "magenta": _magenta,
@@ -417,10 +428,10 @@ def decode(
     activations: Mapping[str, np.ndarray],
     config: OnsetsFramesConfig,
     *,
-    onset_threshold: float = 0.5,
-    frame_threshold: float = 0.5,
+    onset_threshold: float | None = None,
+    frame_threshold: float | None = None,
     offset_threshold: float | None = None,
-    split_reonsets: bool = False,
+    split_reonsets: bool | None = None,
     velocity_at: Literal["mean", "onset"] = "mean",
     min_duration_s: float = 0.0,
 ) -> Notes:
@@ -431,9 +442,16 @@ def decode(
     with `split_reonsets` also ends the first (Magenta). With `offset_threshold`, a note also ends
     where the offset roll rises, which no published form does by default. Velocity is the mean
     over the onset frames of the note (port) or the value where it starts (Magenta). Notes shorter
-    than `min_duration_s` are left out. No loop over frames; pitches are taken together, or in
-    groups when the recording is so long that together they would need gigabytes.
+    than `min_duration_s` are left out. Thresholds and splitting are the config's where None: they
+    belong to the weights. No loop over frames; pitches are taken together, or in groups when the
+    recording is so long that together they would need gigabytes.
     """
+    if onset_threshold is None:
+        onset_threshold = config.onset_threshold
+    if frame_threshold is None:
+        frame_threshold = config.frame_threshold
+    if split_reonsets is None:
+        split_reonsets = config.split_reonsets
     count, pitches = np.shape(activations["onset"])
     groups = min(pitches, 1 + count * pitches // _CELLS_AT_ONCE)
     edges = [pitches * g // groups for g in range(groups + 1)]
