@@ -1,6 +1,10 @@
 """The device a model runs on, and compiled programs that outlive the process."""
 
+import contextlib
 import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 
@@ -49,3 +53,24 @@ def keep_compiled() -> None:
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@contextlib.contextmanager
+def mending_cache() -> Iterator[None]:
+    """Around a first call: compiled programs that are damaged on disk are dropped in silence.
+
+    jax compiles again when it cannot read an entry, but warns and keeps the broken file, so that
+    every later process would warn and compile too. Only entries that we keep are touched.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    ours = str(compile_cache_folder())
+    for warning in caught:
+        if "Error reading persistent compilation cache entry" not in str(warning.message):
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
+        elif jax.config.jax_compilation_cache_dir == ours:
+            for entry in Path(ours).glob("*-cache"):
+                entry.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ the length except for the activations themselves, kept as float16.
 """
 
 import collections
+import contextlib
 import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Float, Float16, Float32, Int
+
+from musicjax.infer.devices import mending_cache
 
 
 @dataclass(frozen=True)
@@ -163,7 +166,9 @@ class Runner:
 
         `frames` tells how many frames of each window are sound.
         """
-        return self._activations(self._state, *jax.device_put((audio, frames), self.device))
+        arguments = jax.device_put((audio, frames), self.device)
+        with contextlib.nullcontext() if self.programs else mending_cache():
+            return self._activations(self._state, *arguments)
 
     def run(
         self, jobs: Iterable[tuple[Any, Window]]
@@ -209,5 +214,8 @@ def _results(
 
 
 def stitch(pieces: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The kept parts of one recording's windows, put end to end: name -> (T, ...) float16."""
-    return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+    """The kept parts of one recording's windows, put end to end: name -> (T, ...) float16.
+
+    Empties the pieces on the way, so that hours of audio are not held twice.
+    """
+    return {name: np.concatenate([piece.pop(name) for piece in pieces]) for name in [*pieces[0]]}

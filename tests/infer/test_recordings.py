@@ -7,8 +7,8 @@ import pytest
 import soundfile
 
 from musicjax.audio import Audio, load_audio
-from musicjax.errors import AudioError, ConfigError
-from musicjax.infer import Runner, as_recording, find_device, hear, layout, sample_blocks
+from musicjax.errors import AudioError
+from musicjax.infer import Runner, as_recording, hear, layout, sample_blocks
 
 RATE = 44100
 
@@ -89,12 +89,3 @@ def test_a_recording_that_breaks_off_keeps_nothing(runner, tmp_path):
     assert isinstance(broken.error, AudioError)
     assert not broken.activations
     assert good.error is None
-
-
-def test_devices_by_name():
-    assert find_device("cpu").platform == "cpu"
-    assert find_device(None) is not None
-    with pytest.raises(ConfigError, match="there are cpu:0"):
-        find_device("abacus:3")
-    with pytest.raises(ConfigError, match="no device 'cpu:99'"):
-        find_device("cpu:99")
