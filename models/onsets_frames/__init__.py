@@ -1,6 +1,6 @@
 """Onsets and Frames (Hawthorne et al. 2018, 2019): piano recordings to notes."""
 
-from musicjax.registry import Card, System
+from musicjax.registry import Card, Source, System
 
 _MODULE = "musicjax.models.onsets_frames.model"
 _PAPER = "https://arxiv.org/abs/1810.12247"
@@ -13,6 +13,11 @@ _CARDS = {
         training_data="scores rendered with sound fonts and a sampled grand in simulated rooms",
         sample_rate=16000,
         parameters=3_204_856,
+        source=Source(
+            address="package:small.safetensors",
+            sha256="c2d345f298084874574574a02127d5998771bd4ee4c73efe005007ea46c93c5a",
+            size_bytes=6_423_688,
+        ),
     ),
     "port": Card(
         summary="The public PyTorch port at paper size; convert its checkpoint to use it.",
