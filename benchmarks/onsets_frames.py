@@ -7,7 +7,8 @@ The twin (`tests/fixtures/onsets_frames/torch_twin.py`) is the public port's lay
 the same parameters, converted, so that both are checked to give the same before the clock starts.
 Front-end, loss, gradient clipping and Adam are inside the clock on both sides; the torch side gets
 the same mel filterbank, made beforehand, and all cores. Dropout is off on both sides unless
-`--dropout`. Notes are decoded by the same code, so that this case compares what comes before.
+`--dropout`. On a machine that does other work, set OMP_WAIT_POLICY=PASSIVE, or torch's threads
+spend their time waiting for one another in a loop. Notes are decoded by the same code, so that this case compares what comes before.
 """
 
 import argparse
@@ -55,11 +56,11 @@ def main() -> None:
     config = replace(get_config("port"), dropout=rates, **sizes)
     count = round(arguments.seconds * config.frontend.sample_rate)
     batch = make_batch(config, arguments.batch, count)
-    theirs = Torch(config, c, batch)
-    graph, state = nnx.split(from_state_dict(theirs.state_dict(), config)[0])
     audio_s = arguments.batch * count / config.frontend.sample_rate
     frames = arguments.batch * num_frames(count, config.frontend)
     for name in arguments.cases:
+        theirs = Torch(config, c, batch)  # anew: a case may train it
+        graph, state = nnx.split(from_state_dict(theirs.state_dict(), config)[0])
         subjects, cost = CASES[name](config, graph, state, batch, theirs)
         case = Case(
             "onsets_frames",
