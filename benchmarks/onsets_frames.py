@@ -8,7 +8,8 @@ the same parameters, converted, so that both are checked to give the same before
 Front-end, loss, gradient clipping and Adam are inside the clock on both sides; the torch side gets
 the same mel filterbank, made beforehand, and all cores. Dropout is off on both sides unless
 `--dropout`. On a machine that does other work, set OMP_WAIT_POLICY=PASSIVE, or torch's threads
-spend their time waiting for one another in a loop. Notes are decoded by the same code, so that this case compares what comes before.
+spend their time waiting for one another in a loop. Notes are decoded by the same code, so that this
+case compares what comes before.
 """
 
 import argparse
