@@ -93,7 +93,8 @@ def frame(
 @frame.defjvp
 def _frame_jvp(size: int, hop: int, count: int, primals: tuple, tangents: tuple) -> tuple:
     # Forwards a gather of whole frames is fastest; backwards it would be a scatter, the slowest.
-    return frame(*primals, size, hop, count), _frame_by_columns(*tangents, size, hop, count)
+    framed = frame(primals[0], size, hop, count)
+    return framed, _frame_by_columns(tangents[0], size, hop, count)
 
 
 def _frame_by_columns(audio: Array, size: int, hop: int, count: int) -> Array:
