@@ -77,6 +77,13 @@ class OnsetsFramesConfig:
     velocity_bias: float = 0.0
     policy: Policy = Policy()  # noqa: RUF009 - frozen
 
+    def __post_init__(self) -> None:
+        if self.train_heads and not self.stop_gradient:
+            raise ConfigError(
+                f"train_heads is {self.train_heads} but stop_gradient is off, so the frame loss "
+                "reaches every head; train them together, or stop the gradients."
+            )
+
 
 def _port(complexity: int, **fields: Any) -> OnsetsFramesConfig:
     """The PyTorch port's sizes for a `model_complexity`."""
@@ -401,7 +408,7 @@ def loss(
     if "frame" in learning and out.frame is not None:
         frame = _cross_entropy(out.frame, batch["frame"])
         parts["frame"] = mean(frame * batch["frame_weight"] if "frame_weight" in batch else frame)
-        if config.activation_weight:
+        if config.activation_weight and out.activation is not None:
             seen = mean(_cross_entropy(out.activation, batch["frame"]))
             parts["activation"] = config.activation_weight * seen
     if "offset" in learning and out.offset is not None:

@@ -71,6 +71,6 @@ def mending_cache() -> Iterator[None]:
             warnings.warn_explicit(
                 warning.message, warning.category, warning.filename, warning.lineno
             )
-        elif jax.config.jax_compilation_cache_dir == ours:
+        elif jax.config.jax_compilation_cache_dir == ours:  # type: ignore[attr-defined]
             for entry in Path(ours).glob("*-cache"):
                 entry.unlink(missing_ok=True)
