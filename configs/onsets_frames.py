@@ -49,12 +49,12 @@ def _small() -> RunConfig:
         variant="small",
         model=model_config("small"),
         data=DataConfig(
-            train=("data/piano/train",), valid=("data/piano/valid",), clip_s=10.24, batch_size=8
+            train=("data/piano/train",), valid=("data/piano/valid",), clip_s=5.12, batch_size=8
         ),
-        optim=OptimConfig(lr=1e-3, warmup_steps=200, clip_norm=3.0, ema_decay=0.999),
-        checkpoint=CheckpointConfig(save_every=250, metric="onset_f1"),
-        steps=6000,
-        eval_every=500,
+        optim=OptimConfig(lr=1.2e-3, warmup_steps=300, clip_norm=1.0, ema_decay=0.998),
+        checkpoint=CheckpointConfig(save_every=300, metric="onset_f1"),
+        steps=12_000,
+        eval_every=1000,
         log_every=20,
         output="runs/onsets_frames-small",
     )

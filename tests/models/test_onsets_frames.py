@@ -337,3 +337,68 @@ def test_labels_decode_to_their_notes():
     np.testing.assert_allclose(heard.onset_s, notes.onset_s, atol=FRAME_S / 2)
     np.testing.assert_allclose(heard.offset_s, notes.offset_s, atol=FRAME_S / 2)
     np.testing.assert_allclose(heard.velocity, notes.velocity, atol=1)
+
+
+def test_decoding_starts_from_the_configs_thresholds():
+    """They belong to the weights; the call may say otherwise."""
+    onset = np.zeros((8, 88), np.float32)
+    onset[1, 3] = 0.45
+    heard = {"onset": onset, "frame": np.zeros_like(onset)}
+    assert len(decode(heard, PORT)) == 0
+    assert len(decode(heard, replace(PORT, onset_threshold=0.4))) == 1
+    assert len(decode(heard, replace(PORT, onset_threshold=0.4), onset_threshold=0.5)) == 0
+
+
+# Training heads apart ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "heads, moving",
+    [
+        (("onset",), {"onset"}),
+        (("frame",), {"activation", "frame_lstm", "frame_out"}),
+        (("offset", "velocity"), {"offset", "velocity"}),
+    ],
+)
+def test_heads_that_are_not_trained_stay_as_they_are(heads, moving, tiny_batch):
+    """Neither gradients nor batch statistics reach them, and the losses are those of the whole."""
+    whole = OnsetsFrames(PORT, rngs=nnx.Rngs(0))
+    part = OnsetsFrames(replace(PORT, train_heads=heads), rngs=nnx.Rngs(0))
+    before = jax.tree.map(jnp.copy, nnx.state(part, nnx.BatchStat))
+    _, expected = loss(whole, tiny_batch, key=None, train=False)
+    _, found = loss(part, tiny_batch, key=None, train=False)
+    assert set(found) == set(heads)
+    for name in heads:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-6)
+
+    grads = nnx.grad(lambda m: loss(m, tiny_batch, key=jax.random.key(0), train=True)[0])(part)
+    moved = {path[0] for path, g in nnx.to_flat_state(grads) if np.abs(g[...]).max() > 0}
+    assert moved == moving
+    after = nnx.state(part, nnx.BatchStat)
+    for (path, old), (_, new) in zip(
+        nnx.to_flat_state(before), nnx.to_flat_state(after), strict=True
+    ):
+        assert path[0] in moving or np.array_equal(old[...], new[...]), path
+
+
+@pytest.fixture
+def tiny_batch():
+    rng = np.random.default_rng(0)
+    shape = (2, 16, 88)
+    names = ("onset", "offset", "frame")
+    batch = {name: jnp.asarray(rng.random(shape) < 0.1, jnp.uint8) for name in names}
+    batch["velocity"] = jnp.asarray(rng.random(shape), jnp.float32)
+    return batch | {"audio": jnp.asarray(0.1 * rng.standard_normal((2, 16 * 512)), jnp.float32)}
+
+
+def test_heads_cannot_be_trained_apart_when_gradients_flow_between_them():
+    with pytest.raises(ConfigError, match="stop_gradient is off"):
+        replace(get_config("paper2018"), train_heads=("frame",))
+
+
+def test_the_activation_has_a_loss_of_its_own_when_asked(tiny_batch):
+    model = OnsetsFrames(replace(PORT, activation_weight=0.5), rngs=nnx.Rngs(0))
+    total, parts = loss(model, tiny_batch, key=None, train=False)
+    bare_total, bare = loss(OnsetsFrames(PORT, rngs=nnx.Rngs(0)), tiny_batch, key=None, train=False)
+    assert "activation" not in bare
+    np.testing.assert_allclose(total, bare_total + parts["activation"], rtol=1e-6)
