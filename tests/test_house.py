@@ -225,7 +225,8 @@ def test_readme_python_runs(root, readme_writer, tmp_path):
 def test_readme_python_gives_what_it_says(root, readme_writer, tmp_path):
     code = readme_writer.block((root / "README.md").read_text(), "python")
     (tmp_path / "examples").symlink_to(root / "examples")
-    environment = {**os.environ, "MPLBACKEND": "Agg"}
+    here = importlib.util.find_spec("musicjax").origin
+    environment = {**os.environ, "PYTHONPATH": str(Path(here).parent.parent)}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment)
     assert done.returncode == 0
     assert list(tmp_path.glob("*.mid"))
