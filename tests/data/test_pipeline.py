@@ -2,10 +2,12 @@
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import numpy as np
 import pytest
 
@@ -15,6 +17,7 @@ from musicjax.data.records import Example, write_shard
 from musicjax.errors import ConfigError, DataError
 from musicjax.notes import Notes
 
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test file
 RATE = 8000
 HOP = 80
 
