@@ -62,7 +62,18 @@ def _waited(says: str, what: str, subject: str, field: str, form: str) -> Wanted
 _CLIP, _HOUR = "transcribe 30 s", "transcribe an hour"
 _FIVE_MINUTES = {"facts.recording": "five minutes", "facts.model": "onsets_frames.small"}
 _TRAINING = {"facts.case": "training_step", "facts.complexity": 16}
+_SETS = (("clips", "clips of a sampled grand"), ("font, rooms", "an unseen sound font in rooms"))
 WANTED: tuple[Wanted, ...] = (
+    *(
+        Wanted(f"{kind} F1, {says}, {model}", "accuracy", where, f"scores.{field}", "{:.3f}")
+        for name, says in _SETS
+        for kind, field, subject, model in (
+            ("onset", "onset_f1", "musicjax", "`onsets_frames.small`"),
+            ("onset", "onset_f1", "basic_pitch", "Basic Pitch"),
+            ("onset and offset", "onset_offset_f1", "musicjax", "`onsets_frames.small`"),
+        )
+        for where in ({"facts.set": name, "subject": subject},)
+    ),
     _waited("`import musicjax`", "start", "import musicjax", "steady.median", "{:.2f} s"),
     _waited("`musicjax --help`", "start", "musicjax --help", "steady.median", "{:.2f} s"),
     _waited("30 s of piano, first time", _CLIP, "cold", "steady.median", "{:.1f} s"),

@@ -10,14 +10,19 @@ _CARDS = {
         summary="Piano transcription at complexity 16, for any piano in any room.",
         paper=_PAPER,
         licence="Apache-2.0",
-        training_data="scores rendered with sound fonts and a sampled grand in simulated rooms",
+        training_data="scores played by sound fonts, a sampled grand and modelled pianos in rooms",
         sample_rate=16000,
         parameters=3_204_856,
         source=Source(
             address="package:small.safetensors",
-            sha256="c2d345f298084874574574a02127d5998771bd4ee4c73efe005007ea46c93c5a",
+            sha256="773607a1657c69398b150f55d5337ee31791e6e159f5b906a329c6ece29d34d4",
             size_bytes=6_423_688,
         ),
+        scores={
+            "onset_f1, sampled grand": 0.923,
+            "onset_f1, unseen sound font in rooms": 0.863,
+            "onset_offset_f1, unseen sound font in rooms": 0.420,
+        },
     ),
     "port": Card(
         summary="The public PyTorch port at paper size; convert its checkpoint to use it.",

@@ -145,7 +145,7 @@ def get_config(variant: str = "base") -> OnsetsFramesConfig:
             activation_weight=1.0,
             dropout=(0.0, 0.0, 0.0),
             onset_threshold=0.4,
-            frame_threshold=0.4,
+            frame_threshold=0.2,
             split_reonsets=True,
         ),
         "tiny": lambda: _port(2),
