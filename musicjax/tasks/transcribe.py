@@ -304,6 +304,7 @@ def evaluate(
         if isinstance(result, Exception):
             raise result
         name, reference = truth.pop(index)
+        name = f"{name} ({index + 1})" if name in scores else name  # two folders, one name
         scores[name] = note_scores(reference, result.notes)
     if not scores:
         raise DataError("there are no examples to score; check the name of the data.")

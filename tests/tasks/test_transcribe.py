@@ -165,7 +165,7 @@ def test_names_of_the_task(transcriber):
 def test_a_training_run_is_evaluated_without_compiling_again(tiny_model, samples, monkeypatch):
     model, config = tiny_model
     notes = Notes.from_arrays([0.5], [1.0], [60], [80])
-    monkeypatch.setattr("musicjax.data.pipeline.examples", lambda *_: [example(samples, notes)])
+    monkeypatch.setattr("musicjax.data.examples", lambda *_: [example(samples, notes)])
     monkeypatch.setattr(task, "WINDOW_S", 5.0)
     monkeypatch.setattr(task, "CPU_BATCH", 10)
     made = []
