@@ -140,7 +140,6 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch) -> None
 
 
 def test_note_sequence_there_and_back() -> None:
-    pytest.importorskip("note_seq")
     sequence = to_note_sequence(BAND)
     assert from_note_sequence(sequence) == BAND.sorted()
     assert sequence.total_time == 2.0
@@ -151,7 +150,8 @@ def test_note_sequence_there_and_back() -> None:
 
 def test_note_sequence_export_keeps_every_program(tmp_path: Path) -> None:
     """note-seq's MIDI export loses programs that share instrument 0; ours must not."""
-    midi_io = pytest.importorskip("note_seq.midi_io")
+    from note_seq import midi_io
+
     programs = np.arange(14)
     many = Notes.from_arrays(programs * 0.25, programs * 0.25 + 0.2, 60 + programs, 80, programs)
     kit = Notes.from_arrays([0.0, 0.1], [0.2, 0.3], [36, 38], is_drum=True)

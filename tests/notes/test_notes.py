@@ -33,7 +33,8 @@ def test_a_quick_repedalling_lets_go_of_what_was_held() -> None:
 
 
 def test_sustained_agrees_with_note_seq() -> None:
-    sequences_lib = pytest.importorskip("note_seq.sequences_lib")
+    from note_seq import sequences_lib
+
     from musicjax.notes import from_note_sequence, to_note_sequence
 
     rng = np.random.default_rng(7)

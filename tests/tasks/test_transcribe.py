@@ -80,7 +80,6 @@ def test_the_result_writes_itself(result, tmp_path):
 
 
 def test_the_result_as_a_note_sequence(result):
-    pytest.importorskip("note_seq")
     assert len(result.to_note_sequence().notes) == len(result.notes)
 
 
