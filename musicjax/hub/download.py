@@ -4,30 +4,18 @@ Order: inside the package, the cache, the mirror folder, the address itself. Not
 checksum is ever handed on, and a download that broke off goes on where it stopped.
 """
 
-import http.client
 import importlib.resources
 import importlib.util
-import socket
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 
 from musicjax.errors import WeightsError
-from musicjax.hub import cache
+from musicjax.hub import cache, gs, transfer, wheels
+from musicjax.hub.transfer import Progress
 from musicjax.registry import Source
-
-Progress = Callable[[int, int], None]  # bytes there, bytes in all (0 when not known)
-
-ATTEMPTS = 4
-WAIT_S = 0.5  # doubled after each broken attempt
-TIMEOUT_S = 30.0
-_CHUNK = 1 << 20
 
 
 def fetch(source: Source, *, system: str = "", progress: Progress | None = None) -> Path:
-    """The path of a source's file, its size and sha256 checked.
+    """The path of a source's file or folder, sizes and checksums checked.
 
     `system` is the system whose folder a `package:` address is relative to. `progress` is called
     with bytes there and bytes in all while a download runs. Raises WeightsError with what to do
@@ -35,6 +23,8 @@ def fetch(source: Source, *, system: str = "", progress: Progress | None = None)
     """
     if source.address.startswith("package:"):
         return _from_package(source, system)
+    if gs.is_folder(source.address):
+        return gs.fetch_folder(source, progress=progress)
     cached = cache.cached_path(source)
     damage = _drop_damaged(cached, source)
     if cached.is_file():
@@ -85,7 +75,10 @@ def _download(source: Source, cached: Path, progress: Progress | None) -> Path:
         hosted = _from_hugging_face(source)
         if hosted is not None:
             return hosted
-        _transfer(source, https_address(source.address), part, progress)
+        if wheels.is_member(source.address):
+            wheels.bring_member(source, part, progress)
+        else:
+            _bring(source, part, progress)
         problem = cache.fault(part, source)
         if problem:
             part.unlink(missing_ok=True)
@@ -95,7 +88,23 @@ def _download(source: Source, cached: Path, progress: Progress | None) -> Path:
                 "address has changed and a newer musicjax may know it."
             )
         part.replace(cached)
+    wheels.sweep(source, folder)
     return cached
+
+
+def _bring(source: Source, part: Path, progress: Progress | None) -> None:
+    remote = transfer.Remote(https_address(source.address), source.size_bytes)
+    try:
+        transfer.bring(remote, part, progress)
+    except transfer.Unreachable as error:
+        refused = any(code in str(error) for code in ("401", "403"))
+        login = "; a private repository needs `pip install 'musicjax[hub]'` and a login"
+        why = f"{error}{login}" if refused and source.address.startswith("hf:") else str(error)
+        raise WeightsError(
+            f"cannot fetch {source.address} ({why}). Without a network, put that file, named "
+            f"{cache.file_name(source)} (sha256 {source.sha256}), in a folder and set the "
+            "environment variable MUSICJAX_MIRROR to that folder."
+        ) from error
 
 
 def https_address(address: str) -> str:
@@ -113,7 +122,7 @@ def https_address(address: str) -> str:
         return f"https://huggingface.co/{repository}/resolve/{revision}/{file}"
     raise WeightsError(
         f"the address {address!r} is not one that can be fetched; known are https://, "
-        "gs://bucket/file, hf://owner/name/file and package:file."
+        "gs://bucket/file, hf://owner/name/file, pypi:wheel/member and package:file."
     )
 
 
@@ -137,75 +146,3 @@ def _from_hugging_face(source: Source) -> Path | None:
         del error
         return None
     return path if cache.fault(path, source) is None else None
-
-
-def _transfer(source: Source, address: str, part: Path, progress: Progress | None) -> None:
-    """Bring `part` to its full size, going on after breaks as long as attempts bring bytes."""
-    wait, failures = WAIT_S, 0
-    while True:
-        before = part.stat().st_size if part.is_file() else 0
-        if source.size_bytes and before >= source.size_bytes:
-            return
-        try:
-            _append(source, address, part, before, progress)
-            after = part.stat().st_size
-            if not source.size_bytes or after >= source.size_bytes:
-                return
-            broken: Exception = ConnectionError(f"broke off after {after:,} bytes")
-        except urllib.error.HTTPError as error:
-            broken = ConnectionError(f"the server answered {error.code} {error.reason}")
-            if error.code == 416 and before:  # the server has no such range: begin again
-                part.unlink(missing_ok=True)
-            elif error.code < 500:
-                raise _unreachable(source, str(broken)) from error
-        except (OSError, http.client.HTTPException) as error:
-            broken = error
-        grown = part.is_file() and part.stat().st_size > before
-        failures = 0 if grown else failures + 1
-        if failures >= ATTEMPTS or not _worth_retrying(broken):
-            raise _unreachable(source, str(getattr(broken, "reason", broken))) from broken
-        time.sleep(wait)
-        wait = WAIT_S if grown else 2 * wait
-
-
-def _worth_retrying(error: Exception) -> bool:
-    """Not when there is no network at all: then the sentence should come at once."""
-    return not isinstance(getattr(error, "reason", None), socket.gaierror | ConnectionRefusedError)
-
-
-def _append(
-    source: Source, address: str, part: Path, start: int, progress: Progress | None
-) -> None:
-    headers = {"User-Agent": "musicjax"} | ({"Range": f"bytes={start}-"} if start else {})
-    request = urllib.request.Request(address, headers=headers)
-    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as reply:
-        resumed = start > 0 and reply.status == 206
-        there = start if resumed else 0
-        total = source.size_bytes or there + int(reply.headers.get("Content-Length") or 0)
-        try:
-            file = part.open("ab" if resumed else "wb")
-        except OSError as error:
-            raise cache.no_room(part, error) from error
-        with file:
-            while chunk := reply.read(_CHUNK):
-                there += len(chunk)
-                if source.size_bytes and there > source.size_bytes:
-                    raise WeightsError(
-                        f"{source.address} sends more than the {source.size_bytes:,} bytes that "
-                        "the card names; it is not the file that the card names."
-                    )
-                try:
-                    file.write(chunk)
-                    file.flush()
-                except OSError as error:
-                    raise cache.no_room(part, error) from error
-                if progress is not None:
-                    progress(there, total)
-
-
-def _unreachable(source: Source, why: str) -> WeightsError:
-    return WeightsError(
-        f"cannot fetch {source.address} ({why}). Without a network, put that file, named "
-        f"{cache.file_name(source)} (sha256 {source.sha256}), in a folder and set the environment "
-        "variable MUSICJAX_MIRROR to that folder."
-    )

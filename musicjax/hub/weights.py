@@ -1,8 +1,10 @@
 """One safetensors file holds a model: its arrays, and in its header the config that rebuilds it."""
 
 import dataclasses
+import importlib
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +19,11 @@ import safetensors.numpy
 from flax import nnx
 
 from musicjax import registry
-from musicjax.errors import ConfigError, ModelNotFoundError, WeightsError
+from musicjax.errors import ConfigError, ModelNotFoundError, OutputError, WeightsError
 from musicjax.files import atomic_write
 from musicjax.hub import cache
-from musicjax.hub.download import Progress, fetch
+from musicjax.hub.download import fetch
+from musicjax.hub.transfer import Progress
 from musicjax.hub.typed_json import from_json, to_json
 from musicjax.types import Policy
 from musicjax.version import __version__
@@ -146,10 +149,14 @@ def load_model(
             f"{full_name} is an architecture without weights at a known address; train it with "
             f"`musicjax train {system.name}`, or give the path of a .safetensors file."
         )
-    path = fetch(card.source, system=system.name, progress=progress)
-    if card.source.converter:
-        path = _converted(path, card.source, system)
-    model, config, _ = _rebuild(path, policy)
+    path = _weights_of(card.source, system, progress)
+    try:
+        model, config, _ = _rebuild(path, policy)
+    except WeightsError:
+        if not card.source.converter:
+            raise
+        path.unlink(missing_ok=True)  # converted by another version, or damaged: once more
+        model, config, _ = _rebuild(_weights_of(card.source, system, progress), policy)
     return LoadedModel(model, config, card, full_name, system)
 
 
@@ -179,23 +186,50 @@ def find_weights(path: str | os.PathLike[str]) -> Path:
     return files[0]
 
 
-def _converted(path: Path, source: registry.Source, system: registry.System) -> Path:
-    """A foreign checkpoint in our own format, converted once and kept in the cache."""
-    import importlib
-
-    target = cache.cached_path(source).with_suffix(".musicjax.safetensors")
-    if target.is_file():
-        try:
-            if read_header(target)["extra"].get("source_sha256") == source.sha256:
-                return target
-        except WeightsError:
-            target.unlink(missing_ok=True)
+def _weights_of(
+    source: registry.Source, system: registry.System, progress: Progress | None
+) -> Path:
+    """Where a source's weights lie in our own format: fetched, and converted once if foreign."""
+    if not source.converter:
+        return fetch(source, system=system.name, progress=progress)
+    target = cache.converted_path(source)
+    if _was_converted(target, source):
+        return target
     cache.make_folder(target.parent)
-    module = importlib.import_module(f"musicjax.models.{system.name}.convert")
-    model, config = getattr(module, source.converter)(path)
-    extra = {"source": source.address, "source_sha256": source.sha256}
-    save_weights(target, model, config, system=system.name, dtype="float32", extra=extra)
+    with cache.locked(target.with_name(f"{target.name}.lock")):
+        if not _was_converted(target, source):  # by another process, while we waited
+            original = fetch(source, system=system.name, progress=progress)
+            _convert(original, target, source, system)
+            if original == cache.cached_path(source):  # it has served; a mirror's file is not ours
+                _remove(original)
     return target
+
+
+def _remove(original: Path) -> None:
+    if original.is_dir():
+        shutil.rmtree(original, ignore_errors=True)
+    else:
+        original.unlink(missing_ok=True)
+
+
+def _was_converted(target: Path, source: registry.Source) -> bool:
+    try:
+        return read_header(target)["extra"].get("source_sha256") == source.sha256
+    except WeightsError:  # not there, or damaged
+        return False
+
+
+def _convert(
+    original: Path, target: Path, source: registry.Source, system: registry.System
+) -> None:
+    module = importlib.import_module(f"musicjax.models.{system.name}.convert")
+    model, config = getattr(module, source.converter)(original)
+    extra = {"source": source.address, "source_sha256": source.sha256}
+    try:
+        save_weights(target, model, config, system=system.name, dtype="float32", extra=extra)
+    except OutputError as error:
+        cause = error.__cause__
+        raise cache.no_room(target, cause if isinstance(cause, OSError) else error) from error
 
 
 def _rebuild(path: Path, policy: Policy | None) -> tuple[nnx.Module, Any, registry.System]:

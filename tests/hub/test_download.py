@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from musicjax.errors import WeightsError
-from musicjax.hub import cache, download, fetch
+from musicjax.hub import cache, download, fetch, transfer
 from musicjax.registry import Source
 
 DATA = bytes(range(256)) * 4096  # one MiB
@@ -75,7 +75,7 @@ def server():
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("MUSICJAX_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("MUSICJAX_MIRROR", raising=False)
-    monkeypatch.setattr(download, "WAIT_S", 0.0)
+    monkeypatch.setattr(transfer, "WAIT_S", 0.0)
 
 
 def source_at(address: str, data: bytes = DATA) -> Source:
@@ -115,7 +115,7 @@ def test_a_download_that_never_moves_ends_in_a_sentence(server):
     server.break_after = 0
     with pytest.raises(WeightsError, match="MUSICJAX_MIRROR"):
         fetch(source_of(server))
-    assert len(server.asked) == download.ATTEMPTS
+    assert len(server.asked) == transfer.ATTEMPTS
 
 
 def test_wrong_sha256_is_thrown_away(server):
@@ -133,7 +133,7 @@ def test_more_bytes_than_the_card_names_are_not_taken(server):
         fetch(source_of(server))
 
 
-@pytest.mark.parametrize(("status", "asked"), [(404, 1), (503, download.ATTEMPTS)])
+@pytest.mark.parametrize(("status", "asked"), [(404, 1), (503, transfer.ATTEMPTS)])
 def test_refusals_of_the_server(server, status, asked):
     server.status = status
     with pytest.raises(WeightsError, match=str(status)):
