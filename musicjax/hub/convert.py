@@ -90,11 +90,52 @@ def convert(
     source: arrays by name. model_state: as `nnx.eval_shape` gives it; only shapes and dtypes are
     used. The first rule that matches a name is taken. ignore: regular expressions of names to
     leave out, each with the reason why.
-    Raises one WeightsError with every source name that no rule takes, every leaf that no rule
-    fills, every shape that does not fit, and every leaf that is filled twice.
+    Raises one WeightsError with everything that `misfits` finds.
     """
+    filled, faults = _placed(source, model_state, rules, ignore)
+    if faults:
+        raise WeightsError(misfit_sentence(faults))
+    leaves = []
+    for keys, variable in nnx.to_flat_state(model_state):
+        if not isinstance(variable, nnx.RngState):
+            value = filled[_dotted(keys)].astype(variable.get_value().dtype)
+            leaves.append((keys, variable.replace(jnp.asarray(value))))
+    return nnx.from_flat_state(leaves)
+
+
+def misfits(
+    source: Mapping[str, np.ndarray],
+    model_state: nnx.State,
+    rules: Sequence[Rule],
+    *,
+    ignore: Mapping[str, str] | None = None,
+) -> list[str]:
+    """Phrases on what keeps `convert` from filling the model; nothing when it fits.
+
+    Every source name that no rule takes, every leaf that no rule fills, every shape that does not
+    fit, and every leaf that is filled twice. Only the shapes of the source count.
+    """
+    return _placed(source, model_state, rules, ignore)[1]
+
+
+def misfit_sentence(faults: Sequence[str]) -> str:
+    """The one sentence that tells all faults."""
+    return f"the weights do not fit the model in {len(faults)} places: {'; '.join(faults)}."
+
+
+def _dotted(keys: tuple) -> str:
+    return ".".join(map(str, keys))
+
+
+def _placed(
+    source: Mapping[str, np.ndarray],
+    model_state: nnx.State,
+    rules: Sequence[Rule],
+    ignore: Mapping[str, str] | None,
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The arrays by the leaf that they fill, and phrases on all that does not fit."""
     wanted = {
-        ".".join(map(str, keys)): (keys, variable)
+        _dotted(keys): variable.get_value().shape
         for keys, variable in nnx.to_flat_state(model_state)
         if not isinstance(variable, nnx.RngState)
     }
@@ -116,9 +157,8 @@ def convert(
         except ValueError:
             faults.append(f"{name} {array.shape} cannot be taken through {rule.transform!r}")
             continue
-        shape = wanted[target][1].get_value().shape
-        if value.shape != shape:
-            faults.append(f"{name} becomes {value.shape}, {target} is {shape}")
+        if value.shape != wanted[target]:
+            faults.append(f"{name} becomes {value.shape}, {target} is {wanted[target]}")
         if target not in filled:
             filled[target] = value
         elif rule.transform == "add" and value.shape == filled[target].shape:
@@ -126,19 +166,11 @@ def convert(
         else:
             faults.append(f"{target} is filled twice, the second time by {name}")
     faults += [
-        f"{target} {variable.get_value().shape} is filled by nothing"
-        for target, (_, variable) in wanted.items()
+        f"{target} {shape} is filled by nothing"
+        for target, shape in wanted.items()
         if target not in filled
     ]
-    if faults:
-        raise WeightsError(
-            f"the weights do not fit the model in {len(faults)} places: {'; '.join(faults)}."
-        )
-    leaves = []
-    for target, (keys, variable) in wanted.items():
-        dtype = variable.get_value().dtype
-        leaves.append((keys, variable.replace(jnp.asarray(filled[target].astype(dtype)))))
-    return nnx.from_flat_state(leaves)
+    return filled, faults
 
 
 def _target(name: str, rules: Sequence[Rule]) -> tuple[str, Rule] | None:
