@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -34,6 +34,8 @@ from musicjax.train.state import (
     split_definition,
 )
 from musicjax.version import __version__
+
+StoredDtype = Literal["float32", "float16", "bfloat16"]
 
 FOLDER = "checkpoints"
 BEST = "best.safetensors"
@@ -172,10 +174,14 @@ def abstract_state(state: Any, shardings: Any) -> Any:
 
 
 def save_model(
-    path: Path, model: nnx.Module, config: RunConfig, extra: Mapping[str, Any] | None = None
+    path: Path,
+    model: nnx.Module,
+    config: RunConfig,
+    extra: Mapping[str, Any] | None = None,
+    dtype: StoredDtype = "float16",
 ) -> Path:
-    """Write finished weights as safetensors, float16, with their configuration and `extra`."""
-    save_weights(path, model, config.model, system=config.system, extra=extra)
+    """Write finished weights as safetensors with their configuration and `extra`."""
+    save_weights(path, model, config.model, system=config.system, dtype=dtype, extra=extra)
     return path
 
 
@@ -184,16 +190,18 @@ def export_checkpoint(
     out: str | os.PathLike[str],
     *,
     step: int | None = None,
+    dtype: StoredDtype = "float16",
     system: System | None = None,
 ) -> Path:
     """Write the averaged weights of a run's checkpoint (the newest, or `step`) to `out`.
 
+    The file tells by `read_header` of which run and step it is.
     Raises ConfigError if `run_dir` holds no run, WeightsError if it has no such checkpoint.
     """
     config = load_run_config(run_dir, system)
-    return save_model(
-        Path(out), checkpoint_model(run_dir, config, step=step, system=system), config
-    )
+    model, meta = _restored(run_dir, config, step, system)
+    extra = {"run": Path(run_dir).resolve().name, "step": meta["step"]}
+    return save_model(Path(out), model, config, extra, dtype)
 
 
 def checkpoint_model(
@@ -204,6 +212,13 @@ def checkpoint_model(
     system: System | None = None,
 ) -> nnx.Module:
     """The model with the averaged weights of a run's checkpoint, on one device."""
+    return _restored(run_dir, config, step, system)[0]
+
+
+def _restored(
+    run_dir: str | os.PathLike[str], config: RunConfig, step: int | None, system: System | None
+) -> tuple[nnx.Module, dict[str, Any]]:
+    """The averaged model of a checkpoint, and its JSON."""
     model_class = (system or system_of(config)).resolve("model")
     optimizer = make_optimizer(config.optim, config.steps)
 
@@ -221,8 +236,8 @@ def checkpoint_model(
                 f"{run_dir} has no checkpoint of step {step or 'any'}; its checkpoints: {known}."
             )
         target = abstract_state(abstract, state_shardings(abstract, mesh))
-        state, _, _ = checkpoints.restore(target, step)
-    return averaged_model(graphdef, state)
+        state, _, meta = checkpoints.restore(target, step)
+    return averaged_model(graphdef, state), meta
 
 
 def _first_line(error: BaseException) -> str:
