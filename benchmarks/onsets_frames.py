@@ -29,8 +29,9 @@ from harness import Case, Subject, compare
 
 from musicjax.audio.frontend import mel_matrix, num_frames
 from musicjax.models.onsets_frames.convert import from_state_dict
+from musicjax.models.onsets_frames.decoding import decode
 from musicjax.models.onsets_frames.labels import targets
-from musicjax.models.onsets_frames.model import OnsetsFramesConfig, decode, get_config, loss
+from musicjax.models.onsets_frames.model import OnsetsFramesConfig, get_config, loss
 from musicjax.notes import Notes
 
 TWIN = Path(__file__).parent.parent / "tests" / "fixtures" / "onsets_frames"

@@ -13,7 +13,6 @@ from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
@@ -29,7 +28,6 @@ from musicjax.nn import (
     mask_frames,
     max_pool_frequency,
 )
-from musicjax.notes import Notes
 from musicjax.types import LOWEST_PITCH, NUM_PITCHES, Key, Policy
 
 Head = Literal["onset", "offset", "activation"]
@@ -423,103 +421,3 @@ def loss(
         else:
             parts["velocity"] = mean(squared) * config.num_pitches
     return sum(parts.values(), jnp.zeros(())), parts
-
-
-# Decoding -----------------------------------------------------------------------------------
-
-
-_CELLS_AT_ONCE = 1 << 21  # frames times pitches decoded together: about 80 MB of work space
-
-
-def decode(
-    activations: Mapping[str, np.ndarray],
-    config: OnsetsFramesConfig,
-    *,
-    onset_threshold: float | None = None,
-    frame_threshold: float | None = None,
-    offset_threshold: float | None = None,
-    split_reonsets: bool | None = None,
-    velocity_at: Literal["mean", "onset"] = "mean",
-    min_duration_s: float = 0.0,
-) -> Notes:
-    """Notes from activations (T, P): `onset`, `frame`, and `velocity` and `offset` if there.
-
-    A note starts where the onset roll rises above its threshold and lasts while onset or frame
-    is on. A second onset inside it starts a second note that ends with it (the PyTorch port), or
-    with `split_reonsets` also ends the first (Magenta). With `offset_threshold`, a note also ends
-    where the offset roll rises, which no published form does by default. Velocity is the mean
-    over the onset frames of the note (port) or the value where it starts (Magenta). Notes shorter
-    than `min_duration_s` are left out. Thresholds and splitting are the config's where None: they
-    belong to the weights. No loop over frames; pitches are taken together, or in groups when the
-    recording is so long that together they would need gigabytes.
-    """
-    if onset_threshold is None:
-        onset_threshold = config.onset_threshold
-    if frame_threshold is None:
-        frame_threshold = config.frame_threshold
-    if split_reonsets is None:
-        split_reonsets = config.split_reonsets
-    count, pitches = np.shape(activations["onset"])
-    groups = min(pitches, 1 + count * pitches // _CELLS_AT_ONCE)
-    edges = [pitches * g // groups for g in range(groups + 1)]
-    found = []
-    for low, high in pairwise(edges):
-        some = {name: np.asarray(value)[:, low:high] for name, value in activations.items()}
-        onset = some["onset"] > onset_threshold
-        frame = some["frame"] > frame_threshold
-        offset = None
-        if offset_threshold is not None and "offset" in some:
-            offset = some["offset"] > offset_threshold
-        start, stop, pitch = _spans(onset, frame, offset, split_reonsets)
-        strength = _velocity(some.get("velocity"), onset, start, stop, pitch, velocity_at)
-        found.append((start, stop, pitch + low, strength))
-    start, stop, pitch, strength = (np.concatenate(column) for column in zip(*found, strict=True))
-    midi = np.clip(strength * config.velocity_scale + config.velocity_bias, 1, 127)
-    hop_s = config.frontend.hop_length / config.frontend.sample_rate
-    keep = np.lexsort((pitch, start))
-    keep = keep[(stop - start)[keep] * hop_s >= min_duration_s]
-    return Notes.from_arrays(
-        onset_s=start[keep] * hop_s,
-        offset_s=stop[keep] * hop_s,
-        pitch=pitch[keep] + config.min_pitch,
-        velocity=midi[keep].astype(np.uint8),
-    )
-
-
-def _spans(
-    onset: np.ndarray, frame: np.ndarray, offset: np.ndarray | None, split_reonsets: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """First frame, frame after the last, and pitch index of every note in boolean rolls (T, P)."""
-    count, pitches = onset.shape
-    rise = onset & ~np.pad(onset, ((1, 0), (0, 0)))[:-1]
-    ends = ~(onset | frame)
-    if offset is not None:
-        ends |= offset & ~np.pad(offset, ((1, 0), (0, 0)))[:-1] & ~onset
-    if split_reonsets:
-        ends |= rise
-    # next_end[t]: the first frame >= t that ends a note; a note that starts at t asks t + 1.
-    steps = np.where(ends, np.arange(count)[:, None], count)
-    next_end = np.minimum.accumulate(steps[::-1], axis=0)[::-1]
-    next_end = np.concatenate([next_end, np.full((1, pitches), count)])
-    start, pitch = np.nonzero(rise)
-    return start, next_end[start + 1, pitch], pitch
-
-
-def _velocity(
-    velocity: np.ndarray | None,
-    onset: np.ndarray,
-    start: np.ndarray,
-    stop: np.ndarray,
-    pitch: np.ndarray,
-    at: str,
-) -> np.ndarray:
-    """Strength 0..1 of each note; without a velocity roll, that of MIDI velocity 64."""
-    if velocity is None:
-        return np.full(len(start), 0.5)
-    velocity = np.clip(np.asarray(velocity, np.float64), 0.0, 1.0)
-    if at == "onset":
-        return velocity[start, pitch]
-    zero = np.zeros((1, onset.shape[1]))
-    total = np.concatenate([zero, np.cumsum(velocity * onset, axis=0)])
-    number = np.concatenate([zero, np.cumsum(onset, axis=0)])
-    return (total[stop, pitch] - total[start, pitch]) / (number[stop, pitch] - number[start, pitch])

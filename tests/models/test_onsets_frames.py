@@ -1,4 +1,4 @@
-"""Onsets and Frames: parity with the PyTorch port, labels, loss and decoding by plain loops."""
+"""Onsets and Frames: parity with the PyTorch port and with Magenta, labels and loss."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +12,16 @@ from flax import nnx
 import musicjax.models.onsets_frames.model as module
 from musicjax.errors import ConfigError, WeightsError
 from musicjax.hub.pytorch import read_state_dict
+from musicjax.hub.tensorflow import read_bundle
 from musicjax.models.onsets_frames import SYSTEM
-from musicjax.models.onsets_frames.convert import RECORDS, convert, from_state_dict
+from musicjax.models.onsets_frames.convert import (
+    RECORDS,
+    convert,
+    from_state_dict,
+    from_variables,
+)
 from musicjax.models.onsets_frames.labels import targets
-from musicjax.models.onsets_frames.model import OnsetsFrames, decode, get_config, loss
+from musicjax.models.onsets_frames.model import OnsetsFrames, get_config, loss
 from musicjax.notes import Notes, Pedal
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "onsets_frames"
@@ -136,6 +142,46 @@ def test_the_published_kind_of_file_holds_the_same():
         np.testing.assert_array_equal(module_weights[name], array, err_msg=name)
     with pytest.raises(WeightsError, match=r"wants onsets_and_frames\.transcriber"):
         read_state_dict(FIXTURES / "port_module.pt")
+
+
+# Parity with Magenta --------------------------------------------------------------------------
+
+
+def tiny_form(tag):
+    config = get_config(tag)
+    return replace(
+        config,
+        frontend=replace(config.frontend, num_bins=37),
+        conv_channels=(2, 3, 4),
+        fc_units=6,
+        lstm_units=5,
+        num_pitches=5,
+    )
+
+
+@pytest.mark.parametrize(("tag", "layers"), [("magenta", 24), ("paper2018", 18)])
+def test_every_layer_of_magenta(tag, layers):
+    """Against the network of either paper, written out in NumPy."""
+    reference = np.load(FIXTURES / f"{tag}_tiny.npz")
+    variables = read_bundle(FIXTURES / f"{tag}_tiny")
+    model, _ = from_variables(variables, tag, tiny_form(tag))
+    graph, state = nnx.split(model)
+    ours = jax.jit(lambda state, x: capture(nnx.merge(graph, state), x))(
+        state, reference["features"]
+    )
+    names = [name for name in reference.files if name != "features"]
+    assert len(names) == layers
+    for name in names:
+        got = np.asarray(ours[name])
+        np.testing.assert_allclose(got, reference[name], rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def test_a_magenta_checkpoint_is_read_by_name_and_its_widths_are_seen():
+    # 37 bins and 5 pitches are not what the form has; filters, dense layers and LSTMs fit.
+    with pytest.raises(WeightsError, match=r"in 16 places.*offset\.stack\.fc\.kernel is"):
+        convert(FIXTURES / "magenta_tiny.index", "magenta")
+    with pytest.raises(WeightsError, match=r"no variable onsets/conv0/weights.*onsets_frames\.mag"):
+        convert(FIXTURES / "paper2018_tiny", "magenta")
 
 
 # Labels ---------------------------------------------------------------------------------------
@@ -268,85 +314,6 @@ def test_loss_by_its_formula(form, tiny_model, monkeypatch):
     for name, value in expected.items():
         np.testing.assert_allclose(parts[name], value, rtol=1e-5, err_msg=name)
     np.testing.assert_allclose(total, sum(expected.values()), rtol=1e-5)
-
-
-# Decoding -------------------------------------------------------------------------------------
-
-
-def plain_decode(onset, frame, velocity, split):
-    """The rules written as loops: (start, stop, pitch, strength) in order."""
-    notes = []
-    rise = onset & ~np.pad(onset, ((1, 0), (0, 0)))[:-1]
-    for start, pitch in zip(*np.nonzero(rise), strict=True):
-        stop, heard = start, []
-        while stop < len(onset) and (onset[stop, pitch] or frame[stop, pitch]):
-            if split and stop > start and rise[stop, pitch]:
-                break
-            if onset[stop, pitch]:
-                heard.append(velocity[stop, pitch])
-            stop += 1
-        notes.append((start, stop, pitch, np.mean(heard)))
-    return notes
-
-
-@pytest.mark.parametrize("split", [False, True])
-def test_decoding_by_plain_loops(split):
-    rng = np.random.default_rng(0)
-    activations = {name: rng.random((200, 88)) for name in ("onset", "frame", "velocity")}
-    activations["onset"] **= 4
-    notes = decode(activations, PORT, split_reonsets=split, frame_threshold=0.3)
-    expected = plain_decode(
-        activations["onset"] > 0.5, activations["frame"] > 0.3, activations["velocity"], split
-    )
-    start, stop, pitch, strength = map(np.array, zip(*expected, strict=True))
-    np.testing.assert_allclose(notes.onset_s, start * FRAME_S)
-    np.testing.assert_allclose(notes.offset_s, stop * FRAME_S)
-    np.testing.assert_array_equal(notes.pitch, pitch + 21)
-    np.testing.assert_array_equal(
-        notes.velocity, np.clip(strength * 127 + 1e-9, 1, 127).astype(int)
-    )
-
-
-def test_decoding_options():
-    roll = np.zeros((10, 88), np.float32)
-    onset, frame, offset = roll.copy(), roll.copy(), roll.copy()
-    onset[1:3, 40], frame[1:9, 40], offset[5, 40] = 0.9, 0.8, 0.9
-    onset[4, 50] = 0.9
-    velocity = np.full_like(roll, 0.25)
-    velocity[2, 40] = 0.75
-    heard = {"onset": onset, "frame": frame, "offset": offset, "velocity": velocity}
-
-    def ends(**options):
-        return (decode(heard, PORT, **options).offset_s / FRAME_S).round().tolist()
-
-    assert ends() == [9, 5]
-    assert ends(offset_threshold=0.5) == [5, 5]
-    assert ends(min_duration_s=2 * FRAME_S) == [9]
-    assert decode(heard, PORT).velocity.tolist() == [63, 31]
-    assert decode(heard, PORT, velocity_at="onset").velocity.tolist() == [31, 31]
-    magenta = replace(PORT, velocity_scale=80.0, velocity_bias=10.0)
-    assert decode(heard, magenta, velocity_at="onset").velocity.tolist() == [30, 30]
-    assert len(decode({"onset": roll, "frame": frame}, PORT)) == 0
-
-
-def test_labels_decode_to_their_notes():
-    notes = Notes.from_arrays([0.5, 0.75, 2.0], [1.2, 1.4, 2.6], [60, 64, 67], [30, 80, 127])
-    labels = targets(notes, 0.0, 100 * 512, PORT)
-    heard = decode({name: roll.astype(np.float32) for name, roll in labels.items()}, PORT)
-    np.testing.assert_array_equal(heard.pitch, notes.pitch)
-    np.testing.assert_allclose(heard.onset_s, notes.onset_s, atol=FRAME_S / 2)
-    np.testing.assert_allclose(heard.offset_s, notes.offset_s, atol=FRAME_S / 2)
-    np.testing.assert_allclose(heard.velocity, notes.velocity, atol=1)
-
-
-def test_decoding_starts_from_the_configs_thresholds():
-    """They belong to the weights; the call may say otherwise."""
-    onset = np.zeros((8, 88), np.float32)
-    onset[1, 3] = 0.45
-    heard = {"onset": onset, "frame": np.zeros_like(onset)}
-    assert len(decode(heard, PORT)) == 0
-    assert len(decode(heard, replace(PORT, onset_threshold=0.4))) == 1
-    assert len(decode(heard, replace(PORT, onset_threshold=0.4), onset_threshold=0.5)) == 0
 
 
 # Training heads apart ------------------------------------------------------------------------

@@ -1,0 +1,178 @@
+"""From what the network heard to notes: by thresholds, or by the likeliest path of each pitch."""
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from musicjax.errors import ConfigError
+from musicjax.models.onsets_frames.model import OnsetsFramesConfig
+from musicjax.notes import Notes
+
+_CELLS_AT_ONCE = 1 << 21  # frames times pitches decoded together: about 80 MB of work space
+
+
+def decode(
+    activations: Mapping[str, np.ndarray],
+    config: OnsetsFramesConfig,
+    *,
+    onset_threshold: float | None = None,
+    frame_threshold: float | None = None,
+    offset_threshold: float | None = None,
+    split_reonsets: bool | None = None,
+    velocity_at: Literal["mean", "onset"] = "mean",
+    min_duration_s: float = 0.0,
+    viterbi_alpha: float | None = None,
+) -> Notes:
+    """Notes from activations (T, P): `onset`, `frame`, and `velocity` and `offset` if there.
+
+    A note starts where the onset roll rises above its threshold and lasts while onset or frame
+    is on. A second onset inside it starts a second note that ends with it (the PyTorch port), or
+    with `split_reonsets` also ends the first (Magenta). With `offset_threshold`, a note also ends
+    where the offset roll rises, which no published form does by default. Velocity is the mean
+    over the onset frames of the note (port) or the value where it starts (Magenta). Notes shorter
+    than `min_duration_s` are left out. Thresholds and splitting are the config's where None: they
+    belong to the weights. No loop over frames; pitches are taken together, or in groups when the
+    recording is so long that together they would need gigabytes.
+
+    With `viterbi_alpha` (Magenta's is 0.5) the onset and frame thresholds are not used: for each
+    pitch the likeliest path through on and off is found (`two_state_path`), and a note is where it
+    is on. The path weighs all frames against each other: there is no threshold to tune, and no
+    second onset inside a note.
+    """
+    if onset_threshold is None:
+        onset_threshold = config.onset_threshold
+    if frame_threshold is None:
+        frame_threshold = config.frame_threshold
+    if split_reonsets is None:
+        split_reonsets = config.split_reonsets
+    path = None
+    if viterbi_alpha is not None:
+        onset, frame = np.asarray(activations["onset"]), np.asarray(activations["frame"])
+        path = two_state_path(onset, frame, viterbi_alpha)
+    count, pitches = np.shape(activations["onset"])
+    groups = min(pitches, 1 + count * pitches // _CELLS_AT_ONCE)
+    edges = [pitches * g // groups for g in range(groups + 1)]
+    found = []
+    for low, high in pairwise(edges):
+        some = {name: np.asarray(value)[:, low:high] for name, value in activations.items()}
+        if path is None:
+            onset, frame = some["onset"] > onset_threshold, some["frame"] > frame_threshold
+        else:
+            frame = path[:, low:high]
+            onset = _rises(frame)
+        offset = None
+        if offset_threshold is not None and "offset" in some:
+            offset = some["offset"] > offset_threshold
+        start, stop, pitch = _spans(onset, frame, offset, split_reonsets)
+        strength = _velocity(some.get("velocity"), onset, start, stop, pitch, velocity_at)
+        found.append((start, stop, pitch + low, strength))
+    start, stop, pitch, strength = (np.concatenate(column) for column in zip(*found, strict=True))
+    midi = np.clip(strength * config.velocity_scale + config.velocity_bias, 1, 127)
+    hop_s = config.frontend.hop_length / config.frontend.sample_rate
+    keep = np.lexsort((pitch, start))
+    keep = keep[(stop - start)[keep] * hop_s >= min_duration_s]
+    return Notes.from_arrays(
+        onset_s=start[keep] * hop_s,
+        offset_s=stop[keep] * hop_s,
+        pitch=pitch[keep] + config.min_pitch,
+        velocity=midi[keep].astype(np.uint8),
+    )
+
+
+def _rises(roll: np.ndarray) -> np.ndarray:
+    """Where a boolean roll (T, P) is on and was not in the frame before."""
+    return roll & ~np.pad(roll, ((1, 0), (0, 0)))[:-1]
+
+
+def _spans(
+    onset: np.ndarray, frame: np.ndarray, offset: np.ndarray | None, split_reonsets: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """First frame, frame after the last, and pitch index of every note in boolean rolls (T, P)."""
+    count, pitches = onset.shape
+    rise = _rises(onset)
+    ends = ~(onset | frame)
+    if offset is not None:
+        ends |= _rises(offset) & ~onset
+    if split_reonsets:
+        ends |= rise
+    # next_end[t]: the first frame >= t that ends a note; a note that starts at t asks t + 1.
+    steps = np.where(ends, np.arange(count)[:, None], count)
+    next_end = np.minimum.accumulate(steps[::-1], axis=0)[::-1]
+    next_end = np.concatenate([next_end, np.full((1, pitches), count)])
+    start, pitch = np.nonzero(rise)
+    return start, next_end[start + 1, pitch], pitch
+
+
+def _velocity(
+    velocity: np.ndarray | None,
+    onset: np.ndarray,
+    start: np.ndarray,
+    stop: np.ndarray,
+    pitch: np.ndarray,
+    at: str,
+) -> np.ndarray:
+    """Strength 0..1 of each note; without a velocity roll, that of MIDI velocity 64."""
+    if velocity is None:
+        return np.full(len(start), 0.5)
+    velocity = np.clip(np.asarray(velocity, np.float64), 0.0, 1.0)
+    if at == "onset":
+        return velocity[start, pitch]
+    zero = np.zeros((1, onset.shape[1]))
+    total = np.concatenate([zero, np.cumsum(velocity * onset, axis=0)])
+    number = np.concatenate([zero, np.cumsum(onset, axis=0)])
+    return (total[stop, pitch] - total[start, pitch]) / (number[stop, pitch] - number[start, pitch])
+
+
+# The likeliest path --------------------------------------------------------------------------
+
+
+_FRAMES_AT_ONCE = 8192  # whose losses are held in float64: bounded memory for any recording
+# Activations are kept this far from 0 and 1, where the original's losses are infinite. Activations
+# are stored as float16, which rounds what is nearer than 2e-4 to 1.
+_CERTAIN = 1e-7
+
+
+def two_state_path(
+    onset: Float[np.ndarray, "T P"], frame: Float[np.ndarray, "T P"], alpha: float = 0.5
+) -> Bool[np.ndarray, "T P"]:
+    """Whether each pitch is on in each frame, on the path of least loss over the whole recording.
+
+    onset, frame: probabilities. A path pays for every frame: (1 - alpha) times -ln p of being
+    as the path says it is (on with p = frame, off with 1 - frame), and alpha times -ln p of what
+    happens there: an onset (p = onset) where the path goes from off to on, none (1 - onset) in all
+    other frames. Before the first frame every pitch is off. alpha 0 hears frames alone, 1 onsets
+    alone. Where two paths are equal, off is taken.
+
+    Magenta's `probs_to_pianoroll_viterbi` (onsets_frames_transcription/infer_util.py). Only the
+    difference between the losses of on and off is carried from frame to frame, for all pitches at
+    once. Raises ConfigError when alpha is not within 0..1.
+    """
+    if not 0 <= alpha <= 1:
+        raise ConfigError(f"viterbi_alpha is {alpha}; expected 0 (frames alone) to 1 (onsets).")
+    count, pitches = onset.shape
+    was_on_if_off, was_on_if_on = np.zeros((2, count, pitches), bool)
+    lead = np.full(pitches, np.inf)  # loss of being on less that of being off, in the frame before
+    for first in range(0, count, _FRAMES_AT_ONCE):
+        part = slice(first, first + _FRAMES_AT_ONCE)
+        begin = alpha * _loss_ratio(onset[part])  # of an onset, less that of none
+        sound = (1 - alpha) * _loss_ratio(frame[part])
+        leads = np.empty_like(begin)
+        for t in range(len(begin)):
+            leads[t] = lead
+            lead = np.minimum(begin[t], lead) - np.minimum(0, lead) + sound[t]
+        was_on_if_off[part], was_on_if_on[part] = leads < 0, leads < begin
+    path = np.empty((count, pitches), bool)
+    on = lead < 0
+    for t in range(count - 1, -1, -1):
+        path[t] = on
+        on = np.where(on, was_on_if_on[t], was_on_if_off[t])
+    return path
+
+
+def _loss_ratio(probability: np.ndarray) -> np.ndarray:
+    """-ln p + ln(1 - p), float64."""
+    p = np.clip(np.asarray(probability, np.float64), _CERTAIN, 1 - _CERTAIN)
+    return np.log1p(-p) - np.log(p)
