@@ -32,9 +32,13 @@ class OptimConfig:
     are averaged before one update. `ema_decay` is the decay of the averaged weights (0: none),
     lowered to (1 + t) / (10 + t) while t updates are few. A step whose loss or gradient is not
     finite changes nothing and is counted; `max_skipped` of them in a row stop the run.
+
+    With adafactor (Shazeer and Stern, 2018) `lr` is a share of the root mean square of a tensor, or
+    of 1e-3 where that is less: T5 and MT3 train with a constant 1e-3 and without `clip_norm`. Its
+    other settings are T5X's, so that a checkpoint goes from one to the other.
     """
 
-    name: Literal["adam", "adamw"] = "adam"
+    name: Literal["adam", "adamw", "adafactor"] = "adam"
     lr: float = 1e-3
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_steps: int = 200
@@ -43,6 +47,8 @@ class OptimConfig:
     b2: float = 0.999
     eps: float = 1e-8
     weight_decay: float = 1e-4  # adamw only; tensors of two or more axes
+    decay_exponent: float = 0.8  # adafactor: it forgets as 1 - t ** -decay_exponent
+    factored_from: int = 128  # adafactor: both of the longest axes at least so long
     clip_norm: float = 3.0
     accumulate: int = 1
     ema_decay: float = 0.999
@@ -52,6 +58,8 @@ class OptimConfig:
         _require(self.lr > 0, "optim.lr", self.lr, "above 0")
         _require(self.warmup_steps >= 0, "optim.warmup_steps", self.warmup_steps, "0 or more")
         _require(0 <= self.final_fraction <= 1, "optim.final_fraction", self.final_fraction, "0..1")
+        _require(self.decay_exponent > 0, "optim.decay_exponent", self.decay_exponent, "above 0")
+        _require(self.factored_from >= 1, "optim.factored_from", self.factored_from, "1 or more")
         _require(self.clip_norm >= 0, "optim.clip_norm", self.clip_norm, "0 (no clipping) or more")
         _require(self.accumulate >= 1, "optim.accumulate", self.accumulate, "1 or more")
         _require(0 <= self.ema_decay < 1, "optim.ema_decay", self.ema_decay, "0 (none) up to 1")

@@ -50,7 +50,11 @@ def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """Clipping by global norm followed by Adam or AdamW (decay on tensors of two or more axes)."""
+    """Clipping by global norm, then Adam, AdamW (tensors of two or more axes decay) or Adafactor.
+
+    Adafactor is T5X's: no momentum, no decay of weights, updates clipped to a root mean square of 1
+    for each tensor.
+    """
     rate = learning_rate(config, steps)
     if config.name == "adamw":
         update = optax.adamw(
@@ -60,6 +64,12 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
             eps=config.eps,
             weight_decay=config.weight_decay,
             mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
+        )
+    elif config.name == "adafactor":
+        update = optax.adafactor(
+            rate,
+            min_dim_size_to_factor=config.factored_from,
+            decay_rate=config.decay_exponent,
         )
     else:
         update = optax.adam(rate, b1=config.b1, b2=config.b2, eps=config.eps)
