@@ -1,11 +1,10 @@
 """Which tensor axis is cut along which mesh axis: one table for the whole library.
 
 Parameters that should be cut carry logical axis names (T5X's words) in their metadata, e.g.
-`nnx.Linear(..., kernel_metadata={"out_sharding": ("embed", "mlp")})`. Small models carry none and
-are replicated: pure data parallelism.
+`nnx.Linear(..., kernel_metadata=axes("embed", "mlp"))` with `musicjax.nn.axes`. Small models carry
+none and are replicated: pure data parallelism.
 """
 
-import math
 from typing import Any
 
 import jax
@@ -13,9 +12,10 @@ from flax import nnx
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from musicjax.errors import ConfigError
+from musicjax.nn.axes import MeshAxes
+from musicjax.nn.axes import partition as cut_by
 
 AnyMesh = Mesh | AbstractMesh  # an abstract one has axes without devices
-MeshAxes = str | tuple[str, ...] | None
 
 RULES: tuple[tuple[str, MeshAxes], ...] = (
     ("batch", ("data", "fsdp")),
@@ -23,6 +23,7 @@ RULES: tuple[tuple[str, MeshAxes], ...] = (
     ("embed", "fsdp"),
     ("mlp", "tensor"),
     ("heads", "tensor"),
+    ("joined_kv", "tensor"),  # heads and their widths as one axis, as T5X keeps kernels
     ("vocab", "tensor"),
     ("kv", None),
     ("layers", None),
@@ -46,21 +47,14 @@ def partition(
     An axis that the mesh axis does not divide stays whole, and no mesh axis is used twice. Raises
     ConfigError for a name that the table lacks.
     """
-    table, spec = dict(RULES), []
-    used: set[str] = set()
-    for name, size in zip(names, shape, strict=True):
+    table = dict(RULES)
+    for name in names:
         if name is not None and name not in table:
             raise ConfigError(
                 f"the logical axis {name!r} of a parameter of shape {shape} is not in the sharding "
                 f"table; use one of {', '.join(table)} or add a rule to musicjax/train/rules.py."
             )
-        axes = table.get(name) if name is not None else None
-        axes = (axes,) if isinstance(axes, str) else axes or ()
-        ways = math.prod(mesh.shape[a] for a in axes)
-        fits = ways > 1 and size % ways == 0 and not used & set(axes)
-        spec.append((axes if len(axes) > 1 else axes[0]) if fits else None)
-        used |= set(axes) if fits else set()
-    return PartitionSpec(*spec)
+    return cut_by(names, shape, mesh, table)
 
 
 def state_shardings(
