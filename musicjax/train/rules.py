@@ -76,7 +76,7 @@ def state_shardings(
             large += size
             if names is None:
                 unruled.append((size, leaf.shape))
-            else:
+            elif len(names) == len(leaf.shape):  # else one of Adafactor's factors, which stay whole
                 spec = partition(tuple(names), leaf.shape, mesh)
         shardings.append(NamedSharding(mesh, spec))
     missed = sum(size for size, _ in unruled)

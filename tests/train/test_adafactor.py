@@ -5,9 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
+from jax.sharding import AbstractMesh, PartitionSpec
 
 from musicjax.errors import ConfigError
 from musicjax.train.config import OptimConfig
+from musicjax.train.rules import state_shardings
 from musicjax.train.state import make_optimizer
 
 SHAPES = {"tall": (6, 4), "wide": (3, 5), "square": (4, 4), "small": (2, 9), "scale": (7,)}
@@ -100,3 +103,24 @@ def test_factors_begin_at_128_unless_told_otherwise():
 def test_settings_that_cannot_work(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         OptimConfig(name="adafactor", **wrong)
+
+
+def test_factors_stay_whole_where_parameters_are_cut():
+    """On a mesh: a factor has an axis less than the names of its parameter."""
+
+    class Wide(nnx.Module):
+        def __init__(self):
+            metadata = {"out_sharding": ("embed", "mlp"), "eager_sharding": False}
+            self.kernel = nnx.Param(jnp.zeros((128, 256)), **metadata)
+
+    optimizer = make_optimizer(OptimConfig(name="adafactor"), 100)
+    state = jax.eval_shape(lambda: optimizer.init(nnx.state(Wide(), nnx.Param)))
+    mesh = AbstractMesh((1, 2, 2), ("data", "fsdp", "tensor"))
+    slots = jax.tree.leaves(state, is_leaf=is_slots)
+    place = jax.tree.leaves(state_shardings(state, mesh, whole_below_bytes=0), is_leaf=is_slots)
+    found = next(s for s in place if is_slots(s))
+    assert next(s for s in slots if is_slots(s)).v_row["kernel"].get_value().shape == (128,)
+    assert found.v_row["kernel"].get_value().spec == PartitionSpec()
+    params = nnx.state(nnx.eval_shape(Wide), nnx.Param)
+    cut = state_shardings(params, mesh, whole_below_bytes=0)
+    assert cut["kernel"].get_value().spec == PartitionSpec("fsdp", "tensor")
