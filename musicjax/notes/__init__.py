@@ -1,5 +1,6 @@
 """Notes: what was played, and the files it is written to and read from."""
 
+from musicjax.notes.bends import Bends
 from musicjax.notes.midi import midi_bytes, parse_midi, read_midi, write_midi
 from musicjax.notes.notes import SOFT, SOSTENUTO, SUSTAIN, Note, Notes, Pedal, pitch_name
 from musicjax.notes.programs import program_name
@@ -11,6 +12,7 @@ __all__ = [
     "SOFT",
     "SOSTENUTO",
     "SUSTAIN",
+    "Bends",
     "Note",
     "Notes",
     "Pedal",

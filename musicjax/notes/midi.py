@@ -7,7 +7,8 @@ Reading follows what the field's loaders do: a note-off ends all notes of its pi
 before it on that track and channel. Programs belong to a (port, channel) and may be set on any
 track. Writing gives each program its own track, and a second track to notes that overlap on one
 pitch, so that no note-off is ambiguous; programs beyond MIDI's fifteen pitched channels go to
-further ports. Times are kept to the nearest 1/1920 s in pieces of up to 86 minutes.
+further ports. Notes that bend while others sound get channels of their own (`midi_bends`). Times
+are kept to the nearest 1/1920 s in pieces of up to 86 minutes.
 """
 
 import io
@@ -20,6 +21,19 @@ from jaxtyping import Float64, Int64, UInt8
 
 from musicjax.errors import DataError
 from musicjax.files import atomic_write
+from musicjax.notes.bends import Bends
+from musicjax.notes.midi_bends import (
+    CENTRE,
+    COMMON_RANGE,
+    DATA_ENTRY,
+    RPN_LSB,
+    RPN_MSB,
+    bends_of_notes,
+    lanes,
+    range_messages,
+    wheel_events,
+    wheel_range,
+)
 from musicjax.notes.notes import (
     PEDAL_DOWN,
     PEDALS,
@@ -45,7 +59,10 @@ class _Damage(Exception):
 
 
 def read_midi(
-    source: str | os.PathLike[str] | io.BufferedIOBase, *, sustained: bool = False
+    source: str | os.PathLike[str] | io.BufferedIOBase,
+    *,
+    sustained: bool = False,
+    bends: bool = False,
 ) -> Notes:
     """Read a standard MIDI file (type 0, 1 or 2, or RIFF-wrapped) into sorted Notes with pedals.
 
@@ -53,13 +70,14 @@ def read_midi(
     With `sustained` the offsets are those that are heard when each channel's sustain pedal holds
     that channel's notes, as a synthesizer plays the file, and there is no pedal in the result;
     `read_midi(...).sustained()` instead lets all channels of one program share their pedal, as the
-    two hands of a pianist do. The two differ only where channels share a program.
+    two hands of a pianist do. The two differ only where channels share a program. With `bends` the
+    pitch wheel's movements come with the notes that they bend; else they are passed over.
 
     Errors: DataError when the file is missing, is not MIDI or is damaged.
     """
     if not isinstance(source, str | os.PathLike):
         name = str(getattr(source, "name", "The MIDI stream"))
-        return parse_midi(source.read(), name, sustained=sustained)
+        return parse_midi(source.read(), name, sustained=sustained, bends=bends)
     path = Path(source)
     if path.is_dir():
         raise DataError(f"'{path}' is a folder; give the name of a MIDI file.")
@@ -70,13 +88,15 @@ def read_midi(
     except OSError as error:
         reason = error.strerror or error
         raise DataError(f"Cannot read the MIDI file '{path}': {reason}.") from error
-    return parse_midi(data, f"'{path}'", sustained=sustained)
+    return parse_midi(data, f"'{path}'", sustained=sustained, bends=bends)
 
 
-def parse_midi(data: bytes, name: str = "The MIDI data", *, sustained: bool = False) -> Notes:
+def parse_midi(
+    data: bytes, name: str = "The MIDI data", *, sustained: bool = False, bends: bool = False
+) -> Notes:
     """Read the bytes of a MIDI file; `name` is how errors call it. See `read_midi`."""
     try:
-        return _Reader(data).notes(sustained)
+        return _Reader(data).notes(sustained, bends)
     except _Damage as damage:
         raise DataError(f"{name} is not a sound MIDI file: {damage}.") from None
 
@@ -98,6 +118,9 @@ class _Reader:
         self.controls: list[tuple[int, int, int, int]] = []  # channel tick number value
         self.programs: list[tuple[int, int, int]] = []  # channel tick program
         self.tempos: list[tuple[int, int]] = []  # tick microseconds
+        self.wheel: list[tuple[int, int, float]] = []  # channel tick semitones
+        self.wheel_range: dict[int, float] = {}  # channel: semitones, where a file sets it
+        self.selected: dict[tuple[int, int], int] = {}  # (channel, RPN byte): value
         division = int.from_bytes(data[12:14], "big")
         if division >= 0x8000:  # SMPTE: minus frames a second, ticks a frame; tempo plays no part
             rate = {24: 24.0, 25: 25.0, 29: 30000 / 1001, 30: 30.0}.get(256 - (division >> 8))
@@ -175,6 +198,16 @@ class _Reader:
                     self._release(sounding, key, tick)
             elif kind == 0xB0 and first in PEDALS:
                 self.controls.append((channel, tick, first, second))
+            elif kind == 0xB0 and first in (RPN_MSB, RPN_LSB):
+                self.selected[channel, first] = second
+            elif kind == 0xB0 and first == DATA_ENTRY:
+                chosen = [self.selected.get((channel, byte), 127) for byte in (RPN_MSB, RPN_LSB)]
+                if chosen == [0, 0]:
+                    self.wheel_range[channel] = second
+            elif kind == 0xE0:
+                reach = self.wheel_range.get(channel, COMMON_RANGE)
+                moved = (second << 7 | first) - CENTRE
+                self.wheel.append((channel, tick, moved * reach / CENTRE))
         for key in list(sounding):
             self._release(sounding, key, tick + 1)
 
@@ -186,7 +219,7 @@ class _Reader:
         if len(ended) < len(struck):
             sounding[key] = struck[len(ended) :]
 
-    def notes(self, sustained: bool) -> Notes:
+    def notes(self, sustained: bool, bends: bool) -> Notes:
         """Everything found, in seconds and in order."""
         found = np.array(self.found, dtype=np.int64).reshape(-1, 5)
         channel, onset, offset, pitch, velocity = found.T
@@ -205,6 +238,7 @@ class _Reader:
                     onset_s[mine], offset_s[mine], pitch[mine], move_s, down
                 )
         elif len(controls):
+            controls = self._once(controls)
             pedal = Pedal(
                 time_s=self._seconds(controls[:, 1]),
                 number=controls[:, 2],
@@ -219,8 +253,32 @@ class _Reader:
             program=self._program_at(channel, onset),
             is_drum=channel & 15 == DRUM_CHANNEL,
             pedal=pedal,
+            bends=self._bends(channel, onset, offset) if bends and self.wheel else None,
         )
         return everything[keep].sorted()
+
+    def _bends(
+        self,
+        channel: Int64[np.ndarray, " notes"],
+        onset: Int64[np.ndarray, " notes"],
+        offset: Int64[np.ndarray, " notes"],
+    ) -> Bends:
+        """What the pitch wheels did to each note."""
+        count, tick, semitones = bends_of_notes(channel, onset, offset, self.wheel)
+        return Bends(count, self._seconds(tick), semitones)
+
+    def _once(self, controls: Int64[np.ndarray, "events 4"]) -> Int64[np.ndarray, "kept 4"]:
+        """Pedals without what a writer repeated on the channels that bent notes were given."""
+        if not self.wheel:
+            return controls
+        moves = np.column_stack([self._program_at(*controls[:, :2].T), controls[:, 1:]])
+        channels = controls[:, 0]
+        first: dict[tuple[int, ...], int] = {}
+        keep = [
+            first.setdefault(tuple(move), int(number)) == number
+            for move, number in zip(moves.tolist(), channels, strict=True)
+        ]
+        return controls[np.array(keep, dtype=bool)]
 
     def _program_at(
         self, channel: Int64[np.ndarray, " events"], tick: Int64[np.ndarray, " events"]
@@ -263,11 +321,13 @@ def _system_event(data: bytes, position: int) -> tuple[int, int, bytes]:
 
 
 def write_midi(notes: Notes, target: str | os.PathLike[str] | io.BufferedIOBase) -> None:
-    """Write notes and pedals as a standard MIDI file of type 1 at 120 beats per minute.
+    """Write notes, bends and pedals as a standard MIDI file of type 1 at 120 beats per minute.
 
     Reading it back gives the notes sorted, with times within 0.27 ms (0.53 ms in pieces longer
     than 86 minutes, 1.05 ms beyond 2.8 hours), velocities of at least 1 and lengths of at least one
-    tick; writing those again gives the same bytes. Drums are on channel 10. A file is put in place
+    tick; writing those again gives the same bytes. Bends are kept to 1/8192 of the wheel's
+    reach (2 semitones, more where a note bends further), cut to their notes, and read back on
+    request. Drums are on channel 10. A file is put in place
     whole or not at all.
 
     Errors: OutputError when it cannot be written; DataError when a time is negative.
@@ -292,8 +352,11 @@ def midi_bytes(notes: Notes) -> bytes:
         )
     beat = _ticks_per_beat(notes)
     tracks = [_track([_meta(TEMPO_META, TEMPO_US.to_bytes(3, "big"))])]
-    for (is_drum, program), channel in _channels(notes).items():
-        part = notes[(notes.program == program) & (notes.is_drum == is_drum)]
+    onset, offset = _on_and_off(notes, beat)
+    lane = lanes(notes, onset, offset)
+    for (is_drum, program, number), channel in _channels(notes, lane).items():
+        mine = (notes.program == program) & (notes.is_drum == is_drum) & (lane == number)
+        part = notes[mine]
         moves = pedal[pedal.program == program] if pedal is not None and not is_drum else None
         tracks.extend(_part_tracks(part, moves, program, channel, beat))
     header = (
@@ -318,13 +381,21 @@ def _ticks(time_s: Float64[np.ndarray, " n"], ticks_per_beat: int) -> Int64[np.n
     return np.rint(time_s * (ticks_per_beat * 1_000_000 // TEMPO_US)).astype(np.int64)
 
 
-def _channels(notes: Notes) -> dict[tuple[bool, int], int]:
-    """A (port, channel) for each (is_drum, program), as port * 16 + channel."""
-    parts = set(zip(notes.is_drum.tolist(), notes.program.tolist(), strict=True))
+def _on_and_off(notes: Notes, beat: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ticks at which notes start and end; each lasts at least one."""
+    onset = _ticks(notes.onset_s, beat)
+    return onset, np.maximum(_ticks(notes.offset_s, beat), onset + 1)
+
+
+def _channels(notes: Notes, lane: Int64[np.ndarray, " notes"]) -> dict[tuple[bool, int, int], int]:
+    """A (port, channel) for each (is_drum, program, lane), as port * 16 + channel."""
+    columns = (notes.is_drum.tolist(), notes.program.tolist(), lane.tolist())
+    parts = set(zip(*columns, strict=True))
     if notes.pedal is not None:
-        parts |= {(False, program) for program in notes.pedal.program.tolist()}
+        parts |= {(False, program, 0) for program in notes.pedal.program.tolist()}
     pitched = [channel for channel in range(16) if channel != DRUM_CHANNEL]
-    channels, counts = {}, [0, 0]
+    channels: dict[tuple[bool, int, int], int] = {}
+    counts = [0, 0]
     for part in sorted(parts):
         place = counts[part[0]]
         counts[part[0]] += 1
@@ -339,8 +410,7 @@ def _part_tracks(
     part: Notes, moves: Pedal | None, program: int, channel: int, beat: int
 ) -> Iterator[bytes]:
     """The tracks of one program: one, and more where notes overlap on a pitch."""
-    onset = _ticks(part.onset_s, beat)
-    offset = np.maximum(_ticks(part.offset_s, beat), onset + 1)
+    onset, offset = _on_and_off(part, beat)
     velocity = np.clip(part.velocity, 1, 127)
     pitch = part.pitch.astype(np.int64)
     port, channel = divmod(channel, 16)
@@ -348,11 +418,14 @@ def _part_tracks(
     head = [_meta(NAME_META, name.encode()), bytes([0, 0xC0 | channel, program])]
     if port:
         head.insert(1, _meta(PORT_META, bytes([port])))
+    bends = part.bends if channel != DRUM_CHANNEL else None
+    if bends is not None:
+        head += range_messages(wheel_range(bends), channel)
     voice = _voices(onset, offset, pitch, velocity)
     for number in range(int(voice.max(initial=0)) + 1):
         mine = voice == number
         count = int(mine.sum())
-        # tick, rank at that tick, status, first, second: releases, then pedals, then strikes
+        # tick, rank at that tick, status, first, second: releases, pedals, wheels, then strikes
         events = [
             np.stack(
                 [
@@ -364,13 +437,16 @@ def _part_tracks(
                 ]
             ),
             np.stack(
-                [onset[mine], np.full(count, 2), np.full(count, 0x90), pitch[mine], velocity[mine]]
+                [onset[mine], np.full(count, 3), np.full(count, 0x90), pitch[mine], velocity[mine]]
             ),
         ]
         if moves is not None and number == 0:
             tick = _ticks(moves.time_s, beat)
             ones = np.ones(len(moves), dtype=np.int64)
             events.insert(1, np.stack([tick, ones, 0xB0 * ones, moves.number, moves.value]))
+        if bends is not None and number == 0:
+            points = _ticks(bends.time_s, beat)
+            events.append(wheel_events(bends, onset, offset, points, rank=2))
         table = np.concatenate(events, axis=1)
         # Pedals keep their order, which tells a re-pedalling from a press; keys go by pitch.
         first = np.where((table[1] == 1), table[3] - 128, table[3])

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int, Int16, UInt8
 
 from musicjax.errors import DataError
+from musicjax.notes.bends import Bends
 
 SUSTAIN, SOSTENUTO, SOFT = 64, 66, 67  # MIDI controller numbers of the three piano pedals
 PEDALS = (SUSTAIN, SOSTENUTO, SOFT)
@@ -152,8 +153,9 @@ class Notes:
     onset_s, offset_s: seconds, offset >= onset; offsets are the keys going up, and `sustained()`
     gives what sounds. pitch: MIDI number, 60 is middle C; for drums the General MIDI drum key.
     velocity: 0..127. program: General MIDI program 0..127 (0 grand piano). is_drum: drum kit.
-    pedal: None when there are no pedal events. The order of notes is the caller's; `sorted()`
-    gives the order in which files are read.
+    pedal: None when there are no pedal events. bends: how the pitch of each note moves, None when
+    no note's does. The order of notes is the caller's; `sorted()` gives the order in which files
+    are read.
 
     Errors: DataError when lengths differ, a time is not finite, an offset precedes its onset, or a
     number lies outside MIDI's range.
@@ -166,6 +168,7 @@ class Notes:
     program: UInt8[np.ndarray, " notes"]
     is_drum: Bool[np.ndarray, " notes"]
     pedal: Pedal | None = None
+    bends: Bends | None = None
 
     def __post_init__(self) -> None:
         onset_s = _times(self.onset_s, "onset_s")
@@ -187,6 +190,13 @@ class Notes:
             object.__setattr__(self, name, _whole(getattr(self, name), name, dtype, count))
         if self.pedal is not None and not len(self.pedal):
             object.__setattr__(self, "pedal", None)
+        if self.bends is not None and len(self.bends) != count:
+            raise DataError(
+                f"There are bends of {len(self.bends)} notes for {count} notes; give one count of "
+                "points for each note, 0 where it keeps its pitch."
+            )
+        if self.bends is not None and not len(self.bends.time_s):
+            object.__setattr__(self, "bends", None)
 
     @classmethod
     def from_arrays(
@@ -198,15 +208,16 @@ class Notes:
         program: Values = 0,
         is_drum: Values = False,
         pedal: Pedal | None = None,
+        bends: Bends | None = None,
     ) -> "Notes":
-        """Make notes from lists or arrays; the last three may be one value for all notes."""
+        """Make notes from lists or arrays; velocity, program, is_drum may be one value for all."""
         count = len(np.atleast_1d(onset_s))
         shared = (
             np.broadcast_to(column, count) if np.ndim(column) == 0 else column
             for column in (velocity, program, is_drum)
         )
         columns = (np.atleast_1d(column) for column in (onset_s, offset_s, pitch, *shared))
-        return cls(*columns, pedal=pedal)  # type: ignore[arg-type]
+        return cls(*columns, pedal=pedal, bends=bends)  # type: ignore[arg-type]
 
     @classmethod
     def empty(cls) -> "Notes":
@@ -222,7 +233,7 @@ class Notes:
 
     @classmethod
     def concat(cls, parts: Iterable["Notes"]) -> "Notes":
-        """All notes and pedal events of several parts, in the order of the parts."""
+        """All notes, bends and pedal events of several parts, in the order of the parts."""
         parts = list(parts)
         if not parts:
             return cls.empty()
@@ -231,7 +242,10 @@ class Notes:
         }
         pedals = [part.pedal.columns() for part in parts if part.pedal is not None]
         joined = [np.concatenate(group) for group in zip(*pedals, strict=True)]
-        return cls(**columns, pedal=Pedal(*joined) if joined else None)
+        bends = None
+        if any(part.bends is not None for part in parts):
+            bends = Bends.concat([part.bends or Bends.none(len(part)) for part in parts])
+        return cls(**columns, pedal=Pedal(*joined) if joined else None, bends=bends)
 
     def columns(self) -> tuple[np.ndarray, ...]:
         """The six arrays, in the order of the constructor."""
@@ -248,16 +262,22 @@ class Notes:
     @overload
     def __getitem__(self, index: slice | np.ndarray | list) -> "Notes": ...
     def __getitem__(self, index: Any) -> "Note | Notes":
-        """A number gives one Note; a slice, mask or index array gives Notes with the same pedal."""
+        """A number gives one Note; a slice, mask or index array gives Notes with the same pedal.
+
+        The bends of the chosen notes come with them; a single Note has none.
+        """
         if isinstance(index, int | np.integer):
             return Note(*(column[index].item() for column in self.columns()))
-        return Notes(*(column[index] for column in self.columns()), pedal=self.pedal)
+        bends = None if self.bends is None else self.bends[index]
+        columns = (column[index] for column in self.columns())
+        return Notes(*columns, pedal=self.pedal, bends=bends)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Notes):
             return NotImplemented
         pairs = zip(self.columns(), other.columns(), strict=True)
-        return all(np.array_equal(a, b) for a, b in pairs) and self.pedal == other.pedal
+        same = all(np.array_equal(a, b) for a, b in pairs)
+        return same and self.pedal == other.pedal and self.bends == other.bends
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -297,7 +317,8 @@ class Notes:
     def _mapped(self, scale: float, shift_s: float) -> "Notes":
         pedal = self.pedal and self.pedal._timed(self.pedal.time_s * scale + shift_s)
         onset_s, offset_s = (times * scale + shift_s for times in (self.onset_s, self.offset_s))
-        return replace(self, onset_s=onset_s, offset_s=offset_s, pedal=pedal)
+        bends = self.bends and self.bends.timed(scale, shift_s)
+        return replace(self, onset_s=onset_s, offset_s=offset_s, pedal=pedal, bends=bends)
 
     def shift(self, seconds: float) -> "Notes":
         """Everything later by `seconds` (earlier when negative)."""
@@ -361,6 +382,8 @@ class Notes:
             parts.append("all drums" if drums == len(self) else f"{drums} of them drums")
         if self.pedal is not None:
             parts.append(f"{len(self.pedal)} pedal events")
+        if self.bends is not None:
+            parts.append(f"{int((self.bends.count > 0).sum())} notes bent")
         return ", ".join(parts)
 
     def __rich__(self) -> object:

@@ -1,6 +1,6 @@
 """Notes as text: CSV for spreadsheets, JSON for programs.
 
-Times are written to the microsecond. CSV holds the notes alone; JSON also the pedals.
+Times are written to the microsecond. CSV holds the notes alone; JSON also bends and pedals.
 """
 
 import csv
@@ -16,6 +16,7 @@ import numpy as np
 
 from musicjax.errors import DataError
 from musicjax.files import atomic_write
+from musicjax.notes.bends import Bends
 from musicjax.notes.notes import DEFAULT_VELOCITY, Notes, Pedal
 
 CSV_COLUMNS = ("onset_s", "offset_s", "pitch", "velocity", "program", "is_drum")
@@ -126,7 +127,10 @@ def _from_columns(columns: Mapping[str, np.ndarray], sustained: bool) -> Notes:
 
 
 def as_dict(notes: Notes) -> dict[str, Any]:
-    """Notes and pedals as what JSON holds: a list of objects each, and the duration."""
+    """Notes and pedals as what JSON holds: a list of objects each, and the duration.
+
+    A note that bends has its points in `bend`: [[time_s, semitones], …].
+    """
     document: dict[str, Any] = {
         "format": JSON_FORMAT,
         "duration_s": round(notes.duration_s, 6),
@@ -139,6 +143,9 @@ def as_dict(notes: Notes) -> dict[str, Any]:
             for note in notes
         ],
     }
+    for index in np.flatnonzero(notes.bends.count) if notes.bends is not None else ():
+        points = np.round(np.stack(notes.bends.of(int(index)), axis=1), 6)
+        document["notes"][index]["bend"] = points.tolist()
     if notes.pedal is not None:
         time_s, *others = notes.pedal.columns()
         rows = zip(np.round(time_s, 6).tolist(), *(c.tolist() for c in others), strict=True)
@@ -147,7 +154,7 @@ def as_dict(notes: Notes) -> dict[str, Any]:
 
 
 def from_dict(document: Any, name: str = "The notes document") -> Notes:
-    """The notes of what `as_dict` made; velocity, program and is_drum may be absent.
+    """The notes of what `as_dict` made; velocity, program, is_drum and bend may be absent.
 
     Errors: DataError when it has another form; `name` is how the error calls it.
     """
@@ -159,8 +166,11 @@ def from_dict(document: Any, name: str = "The notes document") -> Notes:
         )
         rows = [{**defaults, **note} for note in notes]
         columns = {key: [row[key] for row in rows] for key in CSV_COLUMNS}
-        return Notes.from_arrays(**columns, pedal=pedal)
-    except (KeyError, TypeError, AttributeError) as error:
+        bends = Bends.from_points([row.get("bend", ()) for row in rows])
+        return Notes.from_arrays(**columns, pedal=pedal, bends=bends)
+    except DataError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise DataError(
             f"{name} is not a document of notes ({reason}): expected an object with "
