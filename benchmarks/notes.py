@@ -1,4 +1,4 @@
-"""Notes on their way: reading MIDI against pretty_midi and mido, scoring against mir_eval.
+"""Notes on their way: read from MIDI, scored, written as tokens and read back.
 
     python benchmarks/notes.py                  # a piece of ten thousand notes, about an hour
     python benchmarks/notes.py --notes 2000     # a short one
@@ -6,6 +6,10 @@
 Reading is from bytes in memory to notes in seconds; mido only makes its messages, without times in
 seconds or notes, and so does less. Scoring is the three note scores of a transcription; mir_eval is
 called once for each, as its users do. Answers are compared before the clock starts.
+
+Tokens are MT3's, for a piece of several instruments in segments of 2.048 s: a whole recording at
+once, one segment at a random place after another, as training asks for them, and decoded. One
+core does it; the peer is none, because the original needs TensorFlow's graph to do the same.
 """
 
 import argparse
@@ -18,13 +22,15 @@ from harness import Case, Subject, compare
 from mir_eval import transcription, transcription_velocity
 
 from musicjax.metrics import note_scores
-from musicjax.notes import Notes, Pedal, midi_bytes, parse_midi
+from musicjax.notes import Codec, Notes, Pedal, codec_config, midi_bytes, parse_midi
 
 NOTES_PER_SECOND = 3.0
+PROGRAMS = (0, 25, 33, 40, 42, 56, 73)
+CLIPS = 100
 
 
 def main() -> None:
-    """Measure reading and scoring."""
+    """Measure reading, scoring, encoding and decoding."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--notes", type=int, default=10_000, help="notes in the piece")
     parser.add_argument("--repeats", type=int, default=20)
@@ -39,6 +45,10 @@ def main() -> None:
             facts={"part": part, "notes": len(piece)},
         )
         compare(case, subjects, min_repeats=arguments.repeats, record=not arguments.dry_run)
+    for part, audio_s, subject in tokenizers(ensemble(arguments.notes)):
+        facts = {"part": part, "notes": arguments.notes}
+        case = Case("notes", audio_s=audio_s, dtype="int32", facts=facts)
+        compare(case, [subject], min_repeats=arguments.repeats, record=not arguments.dry_run)
 
 
 def performance(count: int) -> Notes:
@@ -124,6 +134,41 @@ def scorers(piece: Notes) -> list[Subject]:
     return [
         Subject("musicjax", note_scores, (piece, estimate)),
         Subject("mir_eval", by_mir_eval),
+    ]
+
+
+def ensemble(count: int) -> Notes:
+    """A random piece for seven instruments and drums, ten notes a second."""
+    rng = np.random.default_rng(2)
+    onset_s = np.sort(rng.uniform(0, count / 10, count))
+    return Notes.from_arrays(
+        onset_s,
+        onset_s + 0.05 + rng.exponential(0.5, count),
+        np.clip(rng.normal(60, 12, count).round(), 21, 108),
+        rng.integers(20, 110, count),
+        rng.choice(PROGRAMS, count),
+        rng.random(count) < 0.2,
+    )
+
+
+def tokenizers(piece: Notes) -> list[tuple[str, float, Subject]]:
+    """What is measured, the seconds of music it handles, and who does it."""
+    codec = Codec(codec_config("mt3", faithful=False))
+    config = codec.config
+    num_frames = int(piece.duration_s * config.frames_per_second) + 1
+    encoded = codec.encode(piece, num_frames)
+    heard = codec.decode(encoded)
+    assert heard.report.invalid == 0 and len(heard.notes) > 0.95 * len(piece)
+    starts_s = np.random.default_rng(3).uniform(0, piece.duration_s, CLIPS)
+    clips_s = CLIPS * config.segment_frames / config.frames_per_second
+
+    def clips() -> int:
+        return sum(len(codec.encode_clip(piece, start_s)) for start_s in starts_s.tolist())
+
+    return [
+        ("encode", piece.duration_s, Subject("musicjax", codec.encode, (piece, num_frames))),
+        ("encode_clips", clips_s, Subject("musicjax", clips)),
+        ("decode", piece.duration_s, Subject("musicjax", codec.decode, (encoded,))),
     ]
 
 

@@ -25,6 +25,7 @@ another one of them.
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -42,7 +43,19 @@ FRAME_S = 512 / 16000
 
 
 @dataclass(frozen=True)
-class NoteScores:
+class Scores:
+    """What the scores of every task share: named numbers of one piece, or the mean of several."""
+
+    def as_dict(self) -> dict[str, float]:
+        """The scores by name, in a fixed order."""
+        return asdict(self)
+
+
+AnyScores = TypeVar("AnyScores", bound=Scores)
+
+
+@dataclass(frozen=True)
+class NoteScores(Scores):
     """Precision, recall and F1, each from 0 to 1, of one piece or the mean of several."""
 
     onset_precision: float
@@ -57,10 +70,6 @@ class NoteScores:
     frame_precision: float
     frame_recall: float
     frame_f1: float
-
-    def as_dict(self) -> dict[str, float]:
-        """The scores by name, in a fixed order."""
-        return asdict(self)
 
 
 def note_scores(
@@ -78,17 +87,11 @@ def note_scores(
     Programs are not compared and drums are left out.
     """
     reference, estimate = (notes[~notes.is_drum] for notes in (reference, estimate))
-    spans = [np.stack([n.onset_s, n.offset_s], axis=1) for n in (reference, estimate)]
-    pitches = [n.pitch.astype(np.float64) for n in (reference, estimate)]
     counts = len(reference), len(estimate)
-    onset = match_notes(
-        spans[0], pitches[0], spans[1], pitches[1], onset_tolerance_s, offset_ratio=None
-    )
-    offset = match_notes(
-        spans[0],
-        pitches[0],
-        spans[1],
-        pitches[1],
+    onset = match_note_pairs(reference, estimate, onset_tolerance_s, offset_ratio=None)
+    offset = match_note_pairs(
+        reference,
+        estimate,
         onset_tolerance_s,
         offset_ratio=offset_ratio,
         offset_min_tolerance_s=offset_min_tolerance_s,
@@ -100,19 +103,42 @@ def note_scores(
         velocity_tolerance,
     )
     return NoteScores(
-        *_rates(len(onset), *counts),
-        *_rates(len(offset), *counts),
-        *_rates(len(velocity), *counts),
+        *rates(len(onset), *counts),
+        *rates(len(offset), *counts),
+        *rates(len(velocity), *counts),
         *_frame_rates(reference, estimate, frame_s),
     )
 
 
-def mean_scores(scores: Iterable[NoteScores]) -> NoteScores:
+def mean_scores(scores: Iterable[AnyScores]) -> AnyScores:
     """The mean of each score over pieces, as the field's tables report; F1 is the mean of F1s."""
-    table = [tuple(score.as_dict().values()) for score in scores]
-    if not table:
+    pieces = list(scores)
+    if not pieces:
         raise DataError("There are no scores to average: score at least one piece.")
-    return NoteScores(*np.mean(table, axis=0).tolist())
+    table = [tuple(piece.as_dict().values()) for piece in pieces]
+    return type(pieces[0])(*np.mean(table, axis=0).tolist())
+
+
+def match_note_pairs(
+    reference: Notes,
+    estimate: Notes,
+    onset_tolerance_s: float = ONSET_TOLERANCE_S,
+    *,
+    offset_ratio: float | None = OFFSET_RATIO,
+    offset_min_tolerance_s: float = OFFSET_MIN_TOLERANCE_S,
+) -> Int[np.ndarray, "matches 2"]:
+    """`match_notes` of two sets of Notes, whatever their programs; keys of drums are pitches."""
+    mine, theirs = (
+        (np.stack([n.onset_s, n.offset_s], axis=1), n.pitch.astype(np.float64))
+        for n in (reference, estimate)
+    )
+    return match_notes(
+        *mine,
+        *theirs,
+        onset_tolerance_s,
+        offset_ratio=offset_ratio,
+        offset_min_tolerance_s=offset_min_tolerance_s,
+    )
 
 
 def match_notes(
@@ -187,7 +213,8 @@ def _pitch_groups(
         yield np.flatnonzero(reference_group == group), np.flatnonzero(estimate_group == group)
 
 
-def _rates(hits: int, references: int, estimates: int) -> tuple[float, float, float]:
+def rates(hits: int, references: int, estimates: int) -> tuple[float, float, float]:
+    """Precision, recall and F1 of so many hits; all 1 where neither side has anything."""
     if not references and not estimates:
         return 1.0, 1.0, 1.0
     precision = hits / estimates if estimates else 0.0
@@ -202,4 +229,4 @@ def _frame_rates(reference: Notes, estimate: Notes, frame_s: float) -> tuple[flo
         for notes in (reference, estimate)
     ]
     hits = int(np.count_nonzero(rolls[0] & rolls[1]))
-    return _rates(hits, *(int(np.count_nonzero(roll)) for roll in rolls))
+    return rates(hits, *(int(np.count_nonzero(roll)) for roll in rolls))

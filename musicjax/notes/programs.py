@@ -1,6 +1,13 @@
-"""Names of the 128 General MIDI programs (General MIDI System Level 1, MMA 1991)."""
+"""The 128 General MIDI programs (General MIDI System Level 1, MMA 1991): names and families."""
 
-from musicjax.errors import DataError
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Integer
+
+from musicjax.errors import ConfigError, DataError
+
+Granularity = Literal["full", "midi_class", "flat"]
 
 # One family of eight a line.
 _NAMES = """
@@ -29,3 +36,20 @@ def program_name(program: int) -> str:
     if not 0 <= program <= 127:
         raise DataError(f"program must be from 0 to 127; got {program}.")
     return PROGRAM_NAMES[program]
+
+
+def coarser_programs(
+    program: Integer[np.ndarray, " notes"], granularity: str
+) -> Integer[np.ndarray, " notes"]:
+    """Programs as a granularity tells them apart (MT3, ICLR 2022, section 4.2).
+
+    "full" all 128; "midi_class" the first of each family of eight, so that a violin (40) and a
+    cello (42) are both 40; "flat" 0 for all.
+    """
+    if granularity == "full":
+        return program
+    if granularity == "midi_class":
+        return program // 8 * 8
+    if granularity == "flat":
+        return np.zeros_like(program)
+    raise ConfigError(f"granularity must be 'full', 'midi_class' or 'flat'; got {granularity!r}.")
