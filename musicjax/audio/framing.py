@@ -1,5 +1,7 @@
 """Where frames lie: how many there are, what surrounds the signal, which of them count."""
 
+from dataclasses import dataclass
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
@@ -9,6 +11,22 @@ from musicjax.audio.config import FrontendConfig
 from musicjax.errors import AudioError
 
 AnyArray = Array | np.ndarray
+
+
+@dataclass(frozen=True)
+class Windowing:
+    """Windows that a network was made for, where they are not whole frames long.
+
+    Window w of a recording begins `lead` samples before sample w * `stride` and has `samples`
+    samples, zeros where there is no recording. Of its frames those from `first` up to `last`
+    (exclusive) are kept; frame `first` is centred on sample w * `stride`.
+    """
+
+    samples: int
+    stride: int
+    lead: int
+    first: int
+    last: int
 
 
 def num_frames(num_samples: int, config: FrontendConfig) -> int:

@@ -1,10 +1,11 @@
 """How a task is run: recordings of any length, many files, devices and the compile cache."""
 
 from musicjax.infer.devices import find_device, keep_compiled
-from musicjax.infer.long import Layout, Runner, Window, layout, stitch, windows
+from musicjax.infer.long import FixedLayout, Layout, Runner, Window, layout, stitch, windows
 from musicjax.infer.recordings import Heard, Recording, as_recording, hear, sample_blocks
 
 __all__ = [
+    "FixedLayout",
     "Heard",
     "Layout",
     "Recording",

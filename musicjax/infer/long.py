@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Float, Float16, Float32, Int
+from jaxtyping import Float, Float32, Int
 
+from musicjax.audio.framing import Windowing
 from musicjax.infer.devices import mending_cache
 
 
@@ -55,6 +56,32 @@ class Layout:
         return self.window_frames - 2 * self.context_frames
 
 
+@dataclass(frozen=True)
+class FixedLayout:
+    """How recordings are cut for a network that hears windows of one published kind only."""
+
+    hop: int
+    windowing: Windowing
+    batch_size: int
+
+    @property
+    def window_samples(self) -> int:
+        """Samples of one window."""
+        return self.windowing.samples
+
+    @property
+    def frames_per_window(self) -> int:
+        """Frames that each window but the last adds to the result."""
+        return self.windowing.last - self.windowing.first
+
+    def frames_per_s(self, sample_rate: int) -> float:
+        """Frames of a long recording per second, which a hop alone does not tell."""
+        return self.frames_per_window * sample_rate / self.windowing.stride
+
+
+AnyLayout = Layout | FixedLayout
+
+
 def layout(
     sample_rate: int, hop: int, *, context_s: float, window_s: float, batch_size: int
 ) -> Layout:
@@ -78,13 +105,17 @@ class Window:
     is_last: bool
 
 
-def windows(blocks: Iterable[Float[np.ndarray, "_"]], layout: Layout) -> Iterator[Window]:
+def windows(blocks: Iterable[Float[np.ndarray, "_"]], layout: AnyLayout) -> Iterator[Window]:
     """Cut a recording that comes in blocks of any size; every frame is kept exactly once.
 
     The first window begins with the recording and the last one ends with it, so that no window of
     a long recording hears invented silence; a recording shorter than a window is filled up with
-    zeros. The recording has ceil(samples / hop) frames. An empty one gives no windows.
+    zeros. The recording has ceil(samples / hop) frames. An empty one gives no windows. With a
+    `FixedLayout` windows stand and are filled up as their network has it.
     """
+    if isinstance(layout, FixedLayout):
+        yield from _fixed_windows(blocks, layout)
+        return
     size, hop = layout.window_samples, layout.hop
     buffer = np.zeros(0, np.float32)
     buffer_frame = 0  # frame of the recording at which the buffer begins
@@ -110,6 +141,38 @@ def windows(blocks: Iterable[Float[np.ndarray, "_"]], layout: Layout) -> Iterato
     yield _window(buffer, buffer_frame, kept, frames, layout, is_last=True)
 
 
+def _fixed_windows(
+    blocks: Iterable[Float[np.ndarray, "_"]], layout: FixedLayout
+) -> Iterator[Window]:
+    """Windows at multiples of the stride, for as long as that lies inside the recording."""
+    plan, number = layout.windowing, 0
+    buffer = np.zeros(plan.lead, np.float32)  # begins where window `number` does
+    for block in blocks:
+        buffer = np.concatenate([buffer, np.asarray(block, np.float32)])
+        # A whole window, and sound for another one after it: this is not the last.
+        while len(buffer) > max(plan.samples, plan.stride + plan.lead):
+            yield _fixed_window(buffer, number, layout.frames_per_window, layout)
+            buffer, number = buffer[plan.stride :], number + 1
+    while len(buffer) > plan.lead:
+        # The part of a window that is inside the recording adds that part of its frames.
+        inside = (len(buffer) - plan.lead) * layout.frames_per_window // plan.stride
+        count = min(max(inside, int(number == 0)), layout.frames_per_window)
+        last = len(buffer) <= plan.stride + plan.lead
+        yield _fixed_window(buffer, number, count, layout, is_last=last)
+        buffer, number = buffer[plan.stride :], number + 1
+
+
+def _fixed_window(
+    sound: np.ndarray, number: int, count: int, layout: FixedLayout, *, is_last: bool = False
+) -> Window:
+    plan = layout.windowing
+    samples = np.zeros(plan.samples, np.float32)
+    samples[: len(sound)] = sound[: plan.samples]
+    first_frame = number * layout.frames_per_window - plan.first
+    frames = -(-min(len(sound), plan.samples) // layout.hop)
+    return Window(samples, first_frame, frames, slice(plan.first, plan.first + count), is_last)
+
+
 def _window(
     sound: np.ndarray,
     first_frame: int,
@@ -129,24 +192,26 @@ class Runner:
     """A model's activations for batches of windows, compiled once.
 
     The module is split once; its state is an argument of the compiled function, so that a call
-    costs a fraction of a millisecond before the arithmetic begins.
+    costs a fraction of a millisecond before the arithmetic begins. Activations come as float16,
+    those that the model names in `float32_activations` as float32.
     """
 
     def __init__(
-        self, model: nnx.Module, layout: Layout, *, device: jax.Device | None = None
+        self, model: nnx.Module, layout: AnyLayout, *, device: jax.Device | None = None
     ) -> None:
         self.layout = layout
         self.device = device
         graph, state = nnx.split(model)
         self._state = jax.device_put(state, device)
+        exact = frozenset(getattr(model, "float32_activations", ()))
 
         @jax.jit
         def activations(
             state: nnx.State, audio: Float[jax.Array, "B N"], frames: Int[jax.Array, "B"]
-        ) -> dict[str, Float16[jax.Array, "B T ..."]]:
+        ) -> dict[str, Float[jax.Array, "B T ..."]]:
             model: Any = nnx.merge(graph, state)
             found = model.activations(audio, frames=frames)
-            return {name: value.astype(jnp.float16) for name, value in found.items()}
+            return {n: v if n in exact else v.astype(jnp.float16) for n, v in found.items()}
 
         self._activations: Any = activations  # jax.jit's result, whose cache size is not typed
 
@@ -194,7 +259,7 @@ class Runner:
             yield from _results(*pending.popleft())
 
 
-def _stack(filled: list[tuple[Any, Window]], layout: Layout) -> tuple[np.ndarray, np.ndarray]:
+def _stack(filled: list[tuple[Any, Window]], layout: AnyLayout) -> tuple[np.ndarray, np.ndarray]:
     """A full batch; rows without a window are silent and count no frames."""
     audio = np.zeros((layout.batch_size, layout.window_samples), np.float32)
     frames = np.zeros(layout.batch_size, np.int32)
@@ -214,7 +279,7 @@ def _results(
 
 
 def stitch(pieces: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The kept parts of one recording's windows, put end to end: name -> (T, ...) float16.
+    """The kept parts of one recording's windows, put end to end: name -> (T, ...).
 
     Empties the pieces on the way, so that hours of audio are not held twice.
     """

@@ -18,7 +18,17 @@ from flax import nnx
 from musicjax.audio import Audio
 from musicjax.errors import AudioError, ConfigError, DataError, OutputError
 from musicjax.hub import LoadedModel
-from musicjax.infer import Heard, Recording, Runner, as_recording, hear, layout, sample_blocks
+from musicjax.infer import (
+    FixedLayout,
+    Heard,
+    Layout,
+    Recording,
+    Runner,
+    as_recording,
+    hear,
+    layout,
+    sample_blocks,
+)
 from musicjax.notes import Notes, pitch_name
 from musicjax.registry import System
 from musicjax.tasks.files import FORMATS
@@ -39,7 +49,8 @@ class Transcription:
     """What was played in a recording, and how sure the model was of it.
 
     notes        onsets and offsets in seconds from the start of the recording
-    activations  name -> (T, P) float16 in [0, 1], one frame each 1 / frames_per_s seconds
+    activations  name -> (T, P) in [0, 1], one frame each 1 / frames_per_s seconds; float16, or
+                 float32 where decoding asks for it
     duration_s   of the recording
     model        name of the model that listened
     audio        the recording as it was handed in, for `plot`; None when it was a file object
@@ -165,11 +176,12 @@ class Transcriber:
 
     The system's model has `config.frontend` (rate and hop), `context_s` (seconds of sound on each
     side that a frame needs) and `activations(audio (B, N), frames=(B,)) -> {name: (B, T, …)}`,
-    where `frames` tells how many frames of each item are sound and not padding.
+    where `frames` tells how many frames of each item are sound and not padding. It may have
+    `window_s`, the seconds it was made for, or `windowing`, where its windows are of one kind only.
 
     Args:
       loaded: from `musicjax.hub.load_model`.
-      window_s: seconds computed as one piece, context included.
+      window_s: seconds computed as one piece, context included; None takes what suits the model.
       batch_size: pieces computed at once; more are faster on a GPU and take more memory.
       device: where to compute; None takes jax's default.
     """
@@ -188,14 +200,11 @@ class Transcriber:
         self.sample_rate: int = frontend.sample_rate
         self.frames_per_s: float = frontend.sample_rate / frontend.hop_length
         on_cpu = (device or jax.devices()[0]).platform == "cpu"
-        plan = layout(
-            frontend.sample_rate,
-            frontend.hop_length,
-            context_s=getattr(loaded.model, "context_s", 2.0),
-            window_s=window_s or WINDOW_S,
-            batch_size=batch_size or (CPU_BATCH if on_cpu else GPU_BATCH),
+        self.runner = Runner(
+            loaded.model, _plan(loaded.model, frontend, window_s, batch_size, on_cpu), device=device
         )
-        self.runner = Runner(loaded.model, plan, device=device)
+        if isinstance(self.runner.layout, FixedLayout):
+            self.frames_per_s = self.runner.layout.frames_per_s(frontend.sample_rate)
         self._decode = loaded.system.resolve("decode")
 
     def transcribe(
@@ -269,6 +278,34 @@ class Transcriber:
 
     def __repr__(self) -> str:
         return f"Transcriber({self.name}, {self.sample_rate} Hz)"
+
+
+def _plan(
+    model: Any, frontend: Any, window_s: float | None, batch_size: int | None, on_cpu: bool
+) -> Layout | FixedLayout:
+    """How recordings are cut for a model, and how many windows are heard at once."""
+    windowing = getattr(model, "windowing", None)
+    length_s = window_s or getattr(model, "window_s", WINDOW_S)
+    if windowing is not None:
+        length_s = windowing.samples / frontend.sample_rate
+        if window_s is not None:
+            raise ConfigError(
+                f"window_s is {window_s:g}, but this model hears windows of {length_s:.3f} s only; "
+                "leave window_s out."
+            )
+    at_once = CPU_BATCH if on_cpu else GPU_BATCH
+    if window_s is None:  # as many seconds at once, however short the windows
+        at_once = max(round(at_once * WINDOW_S / length_s), 1)
+    size = batch_size or at_once
+    if windowing is not None:
+        return FixedLayout(frontend.hop_length, windowing, size)
+    return layout(
+        frontend.sample_rate,
+        frontend.hop_length,
+        context_s=getattr(model, "context_s", 2.0),
+        window_s=length_s,
+        batch_size=size,
+    )
 
 
 def decode_options(system: System) -> dict[str, inspect.Parameter]:
