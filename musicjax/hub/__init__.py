@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from musicjax.hub.cache import compile_cache_folder as compile_cache_folder
     from musicjax.hub.cache import sha256_of as sha256_of
     from musicjax.hub.download import fetch as fetch
+    from musicjax.hub.pretrained import load_transformer as load_transformer
+    from musicjax.hub.t5x import open_t5x as open_t5x
+    from musicjax.hub.t5x import read_t5x as read_t5x
+    from musicjax.hub.t5x import write_t5x as write_t5x
     from musicjax.hub.weights import LoadedModel as LoadedModel
     from musicjax.hub.weights import load_model as load_model
     from musicjax.hub.weights import read_header as read_header
@@ -24,9 +28,13 @@ _EXPORTS = {
     "extract": "archive",
     "fetch": "download",
     "load_model": "weights",
+    "load_transformer": "pretrained",
+    "open_t5x": "t5x",
     "read_header": "weights",
+    "read_t5x": "t5x",
     "save_weights": "weights",
     "sha256_of": "cache",
+    "write_t5x": "t5x",
 }
 
 __all__ = sorted(_EXPORTS)
