@@ -216,7 +216,7 @@ def _parts(audio: AnyArray, config: CQTConfig) -> tuple[Array, Array]:
     for octave in range(config.num_octaves):
         if octave:
             signal, hop = divide_rate(signal, plan.halving, 2), hop // 2
-        frames.append(stft.frame(stft.reflect(signal, window // 2), window, hop, count))
+        frames.append(stft.frame(_mirrored(signal, window // 2), window, hop, count))
     stacked = jnp.stack(frames[::-1], axis=-2)  # (*B, T, octaves, window), the lowest first
     products = jnp.matmul(stacked, plan.kernel, precision="highest")
     real, imag = (
@@ -224,6 +224,15 @@ def _parts(audio: AnyArray, config: CQTConfig) -> tuple[Array, Array]:
         for part in jnp.split(products, 2, axis=-1)
     )
     return real, imag
+
+
+def _mirrored(signal: Array, width: int) -> Array:
+    """The signal with `width` samples mirrored at both ends, back and forth if it is short."""
+    count = signal.shape[-1]
+    if width < count:
+        return stft.reflect(signal, width)
+    # Low octaves of a short clip: many mirrorings, as one look-up.
+    return signal[..., np.pad(np.arange(count), width, "reflect" if count > 1 else "edge")]
 
 
 def divide_rate(
