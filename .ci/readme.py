@@ -163,7 +163,7 @@ def _weights(source: Any) -> str:
     if source is None:
         return "yours: train or convert"
     where = "in the package" if source.address.startswith("package:") else "fetched"
-    return f"{where}, {source.size_bytes / 1e6:.1f} MB"
+    return f"{where}, {(source.wheel_bytes or source.size_bytes) / 1e6:.1f} MB"
 
 
 def result_rows() -> list[Row]:

@@ -11,6 +11,7 @@ from musicjax.errors import ConfigError
 from musicjax.version import __version__
 
 DEFAULT_MODEL = "onsets_frames.small"
+DEFAULT_PITCH_MODEL = "crepe.full"
 
 
 def parse(args: list[str]) -> argparse.Namespace:
@@ -42,7 +43,15 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"musicjax {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for build in (_add_transcribe, _add_models, _add_train, _add_eval, _add_data, _add_convert):
+    for build in (
+        _add_transcribe,
+        _add_pitch,
+        _add_models,
+        _add_train,
+        _add_eval,
+        _add_data,
+        _add_convert,
+    ):
         build(verbs)
     _add_bench(verbs)
     return parser
@@ -87,6 +96,38 @@ def _add_transcribe(verbs: Any) -> None:
         --onset-threshold and --frame-threshold of Onsets and Frames, are taken as well.
         """,
     )
+    _add_files(verb, "mid")
+    _add_model(verb)
+    _add_common(verb)
+
+
+def _add_pitch(verbs: Any) -> None:
+    verb = _verb(
+        verbs,
+        "pitch",
+        "follow the pitch of one voice or instrument",
+        """
+        musicjax pitch song.wav -o song.csv
+        musicjax pitch song.wav -o song.mid -o song.png --model crepe.tiny
+        musicjax pitch *.flac -o pitches/ --format csv --format json
+        musicjax pitch song.wav -o song.csv --hop 5 --min-hz 80 --max-hz 1100
+
+        CSV has a row a frame: time_s,f0_hz,confidence, with 0 Hz where there is no pitch. MIDI has
+        the notes, and the pitch wheel follows the voice. crepe.tiny is ten times as fast as
+        crepe.full and hears a little less. Options of the model's decoding, such as --voicing,
+        --silence-db, --leap and --decoder (viterbi, local, argmax) of CREPE, are taken as well.
+        """,
+    )
+    _add_files(verb, "csv")
+    verb.add_argument("--hop", type=float, metavar="MS", help="milliseconds a frame (default: 10)")
+    verb.add_argument(
+        "--not-centred", action="store_true", help="let frames begin at their time, not surround it"
+    )
+    _add_model(verb, DEFAULT_PITCH_MODEL)
+    _add_common(verb)
+
+
+def _add_files(verb: argparse.ArgumentParser, form: str) -> None:
     verb.add_argument("files", nargs="+", metavar="FILE", help="recordings: audio or video files")
     verb.add_argument(
         "-o",
@@ -101,19 +142,17 @@ def _add_transcribe(verbs: Any) -> None:
         "--format",
         action="append",
         choices=("mid", "csv", "json", "png", "pdf", "svg"),
-        help="what is written into a folder; may be given several times (default: mid)",
+        help=f"what is written into a folder; may be given several times (default: {form})",
     )
     verb.add_argument(
         "--skip-existing", action="store_true", help="pass over recordings whose files are there"
     )
-    _add_model(verb)
-    _add_common(verb)
 
 
-def _add_model(verb: argparse.ArgumentParser) -> None:
+def _add_model(verb: argparse.ArgumentParser, default: str = DEFAULT_MODEL) -> None:
     verb.add_argument(
         "--model",
-        default=DEFAULT_MODEL,
+        default=default,
         metavar="NAME",
         help="a name of `musicjax models` or a .safetensors file (default: %(default)s)",
     )
@@ -197,14 +236,33 @@ def _add_convert(verbs: Any) -> None:
     verb = _verb(
         verbs,
         "convert",
-        "turn a public checkpoint of a system into a .safetensors file",
+        "turn a public checkpoint, or one of a training run, into a .safetensors file",
         """
-        musicjax convert model-500000.pt -o port.safetensors --model onsets_frames.port
+        musicjax convert model-500000.pt --to onsets_frames.port -o port.safetensors
+        musicjax convert t5x checkpoint_1000000/ --to mt3 -o mt3.safetensors
+        musicjax convert runs/piano --step 2000 -o step2000.safetensors
+
+        A word before the checkpoint (t5x, transformers) says what kind of folder it must be.
         """,
     )
-    verb.add_argument("checkpoint", metavar="CHECKPOINT", help="the file as it was published")
+    verb.usage = "musicjax convert [LAYOUT] CHECKPOINT [--to NAME] -o OUT [options]"
+    verb.add_argument(
+        "checkpoint",
+        nargs="+",
+        metavar="CHECKPOINT",
+        help="the file or folder as it was published, or the folder of a run",
+    )
     verb.add_argument("-o", "--output", required=True, metavar="OUT", help="a .safetensors file")
-    verb.add_argument("--model", required=True, metavar="NAME", help="system.tag that it is of")
+    verb.add_argument(
+        "--to",
+        "--model",
+        dest="model",
+        metavar="NAME",
+        help="system.tag that a public checkpoint is of; left out for a run",
+    )
+    verb.add_argument(
+        "--step", type=int, metavar="N", help="which checkpoint of a run (default: the newest)"
+    )
     verb.add_argument(
         "--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="to store in"
     )
@@ -232,7 +290,7 @@ def _add_bench(verbs: Any) -> None:
 
 # Options of a model's decoding --------------------------------------------------------------
 
-_WITH_DECODING = ("transcribe", "eval")
+_WITH_DECODING = ("transcribe", "pitch", "eval")
 _DECODING = "decoding_"
 
 
@@ -240,7 +298,7 @@ def _add_decoding(verb: argparse.ArgumentParser, model: str) -> None:
     """Add the keyword options of the system's decode function, typed by its annotations."""
     import typing
 
-    from musicjax.tasks.transcribe import decode_options
+    from musicjax.tasks.options import decode_options
 
     system = _system_of(model)
     hints = typing.get_type_hints(system.resolve("decode"))

@@ -54,7 +54,22 @@ def transcribe(args: argparse.Namespace) -> int:
     """Recordings to notes; exit code 1 when some files failed, 2 when all did."""
     from musicjax.tasks.files import plan, transcribe_files
 
-    jobs = plan(args.files, args.output, args.format or ("mid",))
+    return _write_each(
+        args, plan(args.files, args.output, args.format or ("mid",)), transcribe_files
+    )
+
+
+def pitch(args: argparse.Namespace) -> int:
+    """Recordings of one voice to its pitch; exit codes as `transcribe`."""
+    from musicjax.tasks.files import pitch_files, plan
+
+    jobs = plan(args.files, args.output, args.format or ("csv",))
+    return _write_each(args, jobs, pitch_files, hop_ms=args.hop, centred=not args.not_centred)
+
+
+def _write_each(
+    args: argparse.Namespace, jobs: Sequence[Any], do: Callable[..., Any], **settings: Any
+) -> int:
     if args.skip_existing:
         there = [job for job in jobs if all(output.exists() for output in job.outputs)]
         jobs = [job for job in jobs if job not in there]
@@ -63,9 +78,9 @@ def transcribe(args: argparse.Namespace) -> int:
         return 0
     failed = 0
     with Bar(f"{len(jobs)} recordings" if len(jobs) > 1 else jobs[0].source.name) as bar:
-        transcriber = _load(args, bar)
+        model = _load(args, bar, **settings)
         bar.start(_total_seconds([job.source for job in jobs]))
-        outcomes = transcribe_files(transcriber, jobs, progress=bar.heard, **decoding_of(args))
+        outcomes = do(model, jobs, progress=bar.heard, **decoding_of(args))
         for number, outcome in enumerate(outcomes, start=1):
             failed += outcome.error is not None
             bar.tell(f"{number}/{len(jobs)}")
@@ -308,7 +323,8 @@ def bench(args: argparse.Namespace) -> int:
 def _load(args: argparse.Namespace, bar: Bar, **settings: Any) -> Any:
     from musicjax.tasks import load
 
-    return load(args.model, device=args.device, progress=bar.fetched, **settings)
+    task = _TASK_OF_VERB.get(args.verb)
+    return load(args.model, task=task, device=args.device, progress=bar.fetched, **settings)
 
 
 def _total_seconds(paths: Sequence[Path]) -> float | None:
@@ -322,8 +338,10 @@ def _total_seconds(paths: Sequence[Path]) -> float | None:
     return total or None
 
 
+_TASK_OF_VERB = {"transcribe": "transcribe", "eval": "transcribe", "pitch": "pitch"}
 _VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "transcribe": transcribe,
+    "pitch": pitch,
     "models": models,
     "train": train,
     "eval": evaluate,

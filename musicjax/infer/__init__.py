@@ -2,9 +2,18 @@
 
 from musicjax.infer.devices import find_device, keep_compiled
 from musicjax.infer.long import FixedLayout, Layout, Runner, Window, layout, stitch, windows
-from musicjax.infer.recordings import Heard, Recording, as_recording, hear, sample_blocks
+from musicjax.infer.recordings import (
+    Collector,
+    Heard,
+    Recording,
+    as_recording,
+    hear,
+    part_of,
+    sample_blocks,
+)
 
 __all__ = [
+    "Collector",
     "FixedLayout",
     "Heard",
     "Layout",
@@ -16,6 +25,7 @@ __all__ = [
     "hear",
     "keep_compiled",
     "layout",
+    "part_of",
     "sample_blocks",
     "stitch",
     "windows",

@@ -4,7 +4,7 @@ import collections
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, cast
+from typing import BinaryIO, Protocol, cast
 
 import numpy as np
 import soxr
@@ -20,12 +20,37 @@ BLOCK_S = 60.0  # seconds read at a time
 
 @dataclass(frozen=True, eq=False)
 class Heard:
-    """One recording's activations, name -> (T, ...) float16, or the error that stopped it."""
+    """One recording's activations, name -> (T, ...), or the error that stopped it."""
 
     index: int  # place among the recordings handed in
     activations: dict[str, np.ndarray]
     duration_s: float
     error: Exception | None = None
+
+
+class Collector(Protocol):
+    """What becomes of one recording's activations while they come in, window by window."""
+
+    def add(self, activations: dict[str, np.ndarray]) -> None:
+        """Take the next frames."""
+
+    def done(self) -> dict[str, np.ndarray]:
+        """What is kept of the whole recording, name -> (T, ...)."""
+
+
+class Everything:
+    """The collector that keeps all frames."""
+
+    def __init__(self) -> None:
+        self.pieces: list[dict[str, np.ndarray]] = []
+
+    def add(self, activations: dict[str, np.ndarray]) -> None:
+        """Take the next frames."""
+        self.pieces.append(activations)
+
+    def done(self) -> dict[str, np.ndarray]:
+        """All frames, end to end."""
+        return stitch(self.pieces)
 
 
 def as_recording(
@@ -70,6 +95,22 @@ def sample_blocks(recording: Recording, sample_rate: int) -> Iterator[np.ndarray
         yield block if own == sample_rate else resampler.resample_chunk(block, last=last)
 
 
+def part_of(recording: Recording, start_s: float, end_s: float) -> Audio | None:
+    """A part of a recording, mono at 16 kHz, to be drawn; None where it cannot be read (again)."""
+    rate, there = 16000, 0
+    pieces: list[np.ndarray] = []
+    try:
+        for block in sample_blocks(recording, rate):
+            low, high = round(start_s * rate) - there, round(end_s * rate) - there
+            pieces.append(block[max(low, 0) : max(high, 0)])
+            there += len(block)
+            if there >= end_s * rate:
+                break
+    except AudioError:
+        return None
+    return Audio(np.concatenate(pieces), rate) if pieces else None
+
+
 class _Reading:
     """Reads recordings one after the other, and remembers how long each was or why it failed."""
 
@@ -102,15 +143,18 @@ def hear(
     recordings: Iterable[Recording],
     sample_rate: int,
     progress: Callable[[int, float], None] | None = None,
+    collect: Callable[[], Collector] = Everything,
 ) -> Iterator[Heard]:
     """What a model hears in each recording, in their order and as soon as each is complete.
 
     Windows of several recordings share batches, so short ones are as fast as one long one. A
     recording that cannot be read gives a `Heard` with its error, and the others go on.
-    `progress` is called with the recording's place and the seconds of it that are done.
+    `progress` is called with the recording's place and the seconds of it that are done. `collect`
+    makes what gathers a recording's activations; one that keeps less than all of them bounds the
+    memory of long recordings.
     """
     reading = _Reading(recordings, sample_rate, runner)
-    pieces: dict[int, list[dict[str, np.ndarray]]] = collections.defaultdict(list)
+    pieces: dict[int, Collector] = collections.defaultdict(collect)
     turn = 0  # the recording whose result comes next
 
     def failed() -> Iterator[Heard]:
@@ -124,12 +168,12 @@ def hear(
         yield from failed()
         if index in reading.failures:
             continue
-        pieces[index].append(found)
+        pieces[index].add(found)
         duration_s = reading.samples[index] / sample_rate
         if progress is not None:
             done_s = (window.first_frame + window.keep.stop) * runner.layout.hop / sample_rate
             progress(index, min(done_s, duration_s))
         if window.is_last:
-            yield Heard(index, stitch(pieces.pop(index)), duration_s)
+            yield Heard(index, pieces.pop(index).done(), duration_s)
             turn += 1
     yield from failed()

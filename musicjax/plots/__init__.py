@@ -5,7 +5,14 @@ Every function returns the matplotlib figure and, when given `path`, also writes
 whole or not at all, as PNG unless the name ends in .pdf or .svg.
 """
 
+from musicjax.plots.contour import plot_contour
 from musicjax.plots.figures import plot_comparison, plot_piano_roll, plot_spectrogram
 from musicjax.plots.sound import pitch_spectrogram
 
-__all__ = ["pitch_spectrogram", "plot_comparison", "plot_piano_roll", "plot_spectrogram"]
+__all__ = [
+    "pitch_spectrogram",
+    "plot_comparison",
+    "plot_contour",
+    "plot_piano_roll",
+    "plot_spectrogram",
+]

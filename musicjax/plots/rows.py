@@ -64,6 +64,7 @@ def draw_rows(
     title: str | None,
     legend: Sequence[tuple[str, str]],
     summary: str,
+    over: Callable[[Axes, float, float], None] | None = None,
 ) -> Figure:
     start_s, end_s = part
     everything = Notes.concat([layer.notes for layer in layers])
@@ -99,6 +100,8 @@ def draw_rows(
             _roll_background(drawn[0], low, high, picture, levels, start_s, (begin_s, finish_s))
             for layer in layers:
                 _draw_notes(drawn[0], layer, begin_s, finish_s)
+            if over is not None:
+                over(drawn[0], begin_s, finish_s)
             keyboard = (LEFT - KEYS, y / height_in, KEYS - 0.002, roll_in / height_in)
             _draw_keyboard(figure.add_axes(keyboard), low, high)
         for draw, lane_in in lanes:

@@ -5,11 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from musicjax.tasks.loading import load as load
+    from musicjax.tasks.pitch import PitchTrack as PitchTrack
+    from musicjax.tasks.pitch import PitchTracker as PitchTracker
     from musicjax.tasks.transcribe import Transcriber as Transcriber
     from musicjax.tasks.transcribe import Transcription as Transcription
     from musicjax.tasks.transcribe import evaluate as evaluate
 
 _EXPORTS = {
+    "PitchTrack": "pitch",
+    "PitchTracker": "pitch",
     "Transcriber": "transcribe",
     "Transcription": "transcribe",
     "evaluate": "transcribe",

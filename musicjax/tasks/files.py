@@ -10,6 +10,7 @@ from musicjax.errors import MusicJaxError, OutputError
 from musicjax.files import check_writable
 
 if TYPE_CHECKING:
+    from musicjax.tasks.pitch import PitchTracker
     from musicjax.tasks.transcribe import Transcriber
 
 FORMATS = (".mid", ".midi", ".csv", ".json", ".png", ".pdf", ".svg")
@@ -108,7 +109,22 @@ def transcribe_files(
     error and the others go on. What was written before an interruption stays.
     """
     sources: Iterable[Path] = (job.source for job in jobs)
-    results = transcriber.transcribe_many(sources, progress=progress, **options)
+    return _written(jobs, transcriber.transcribe_many(sources, progress=progress, **options))
+
+
+def pitch_files(
+    tracker: "PitchTracker",
+    jobs: Sequence[Job],
+    *,
+    progress: Callable[[int, float], None] | None = None,
+    **options: Any,
+) -> Iterator[Outcome]:
+    """Follow the pitch of each recording and write it; as `transcribe_files`."""
+    sources: Iterable[Path] = (job.source for job in jobs)
+    return _written(jobs, tracker.pitch_many(sources, progress=progress, **options))
+
+
+def _written(jobs: Sequence[Job], results: Iterable[Any]) -> Iterator[Outcome]:
     for job, result in zip(jobs, results, strict=True):
         name = str(job.source)
         if isinstance(result, Exception):

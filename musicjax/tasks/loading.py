@@ -3,17 +3,23 @@
 import importlib
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from musicjax import registry
 from musicjax.errors import ConfigError
 from musicjax.types import Policy
 
-_TASKS = {"transcribe": "musicjax.tasks.transcribe:Transcriber"}  # System.task -> class
+_TASKS = {  # System.task -> class
+    "pitch": "musicjax.tasks.pitch:PitchTracker",
+    "transcribe": "musicjax.tasks.transcribe:Transcriber",
+}
 
 
 def load(
     name: str | os.PathLike[str],
     *,
+    task: str | None = None,
     device: str | None = None,
     policy: Policy | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -23,10 +29,12 @@ def load(
 
     Args:
       name: `system.tag` as listed by `musicjax models`, or the path of a .safetensors file.
+      task: what it is to be used for ("transcribe", "pitch"); None takes whatever the model does.
       device: "cpu", "gpu" or "cuda:1"; None takes the one that jax prefers.
       policy: dtypes; None keeps the ones stored with the weights.
       progress: called with bytes there and bytes in all while weights are downloaded.
-      settings: further arguments of the task's class (for a Transcriber window_s, batch_size).
+      settings: further arguments of the task's class (for a Transcriber window_s, batch_size; for
+        a PitchTracker hop_ms and centred as well).
 
     Compiled programs are kept in the cache folder (see `musicjax.infer.keep_compiled`). Raises
     ModelNotFoundError, WeightsError or ConfigError, each saying what to do.
@@ -36,9 +44,23 @@ def load(
 
     keep_compiled()
     chosen = find_device(device)
+    known = registry.systems().get(os.fspath(name).split(".")[0])
+    if task is not None and known is not None and not Path(name).exists():
+        _check_task(os.fspath(name), known, task)  # before anything is fetched
     loaded = load_model(name, policy=policy, progress=progress)
+    _check_task(loaded.name, loaded.system, task or loaded.system.task)
     task = loaded.system.task
-    if task not in _TASKS:
-        raise ConfigError(f"{loaded.name} does {task!r}; tasks known here: {', '.join(_TASKS)}.")
     module, _, attribute = _TASKS[task].partition(":")
     return getattr(importlib.import_module(module), attribute)(loaded, device=chosen, **settings)
+
+
+def _check_task(name: str, system: registry.System, task: str) -> None:
+    """Raise ConfigError when a model is asked for what it does not do."""
+    if system.task not in _TASKS:
+        raise ConfigError(f"{name} does {system.task!r}; tasks known here: {', '.join(_TASKS)}.")
+    if system.task != task:
+        able = [s.name for s in registry.systems().values() if s.task == task]
+        raise ConfigError(
+            f"{name} does {system.task!r}, not {task!r}; {', '.join(sorted(able))} "
+            f"{'does' if len(able) == 1 else 'do'}: `musicjax models` lists them."
+        )
