@@ -291,7 +291,7 @@ def test_limits_and_wrong_options():
     both = 0.9 * bump(110.0) + 0.5 * bump(440.0)
     found = decode(heard(np.repeat(both, 5, 0)), CONFIG, min_hz=200.0)
     np.testing.assert_allclose(found.f0_hz, 440, rtol=0.002)
-    for wrong in ({"decoder": "dither"}, {"voicing": 2.0}, {"leap": 0.0}, {"min_hz": 5000.0}):
+    for wrong in ({"voicing": 2.0}, {"leap": 0.0}, {"min_hz": 5000.0}):
         with pytest.raises(ConfigError):
             decode(heard(both), CONFIG, **wrong)
     assert len(decode(heard(np.zeros((0, BINS))), CONFIG)) == 0
