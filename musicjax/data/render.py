@@ -22,6 +22,7 @@ import numpy as np
 from musicjax.data.augment import AugmentConfig, augment
 from musicjax.data.compose import compose
 from musicjax.data.corpora import SPLITS, Score, find_scores
+from musicjax.data.ensemble import EnsembleConfig, orchestrate
 from musicjax.data.fluidsynth import font_programs
 from musicjax.data.instruments import FONT_SUFFIXES, expand_instruments, play
 from musicjax.data.performance import ReperformConfig, playable, reperform
@@ -34,6 +35,7 @@ COMPOSER = "composer:"
 _MANIFEST = "corpus.json"
 _FORMAT = 1
 _FREE = ("out", "hours", "processes")  # may change between runs: no record depends on them
+_OF_ENSEMBLES = ("ensemble", "band", "drums")
 _TRIES = 20  # excerpts drawn until one has enough notes
 _FEWEST_NOTES = 4
 _PEAK = 0.9
@@ -61,6 +63,12 @@ class RenderConfig:
     """General MIDI programs drawn for sound fonts when `piano` is on (0 grand, 1 bright grand)."""
     piano: bool = True
     """Play every part on the piano and leave out drums; off keeps the files' own programs."""
+    ensemble: bool = False
+    """Give the parts of each piece to other instruments (and do not make it a piano piece)."""
+    band: EnsembleConfig = field(default_factory=EnsembleConfig)
+    """How freely, when `ensemble` is on."""
+    drums: tuple[str, ...] = ()
+    """MIDI of drums, named as in `midi`, that ensembles without drums are joined by."""
     hours: float = 1.0
     """Hours of audio in all; a larger number later adds to the same folder."""
     excerpt_s: float = 60.0
@@ -94,11 +102,18 @@ class RenderConfig:
                 f"hours ({self.hours}), excerpt_s ({self.excerpt_s}) and shard_size "
                 f"({self.shard_size}) must be positive."
             )
+        if self.drums and not self.ensemble:
+            raise ConfigError("drums join ensembles only: set ensemble too, or leave drums out.")
         if self.weights and len(self.weights) != len(self.midi):
             raise ConfigError(
                 f"weights has {len(self.weights)} numbers for {len(self.midi)} entries of midi: "
                 "give one weight per entry, or none."
             )
+
+    @property
+    def as_piano(self) -> bool:
+        """Whether every part is played on a piano."""
+        return self.piano and not self.ensemble
 
     @property
     def num_examples(self) -> int:
@@ -113,6 +128,7 @@ class Repertoire:
     config: RenderConfig
     entries: tuple[tuple[Score, ...], ...]  # an empty entry is the composer
     instruments: tuple[str, ...]
+    drums: tuple[Score, ...] = ()
 
     @classmethod
     def find(cls, config: RenderConfig) -> "Repertoire":
@@ -121,8 +137,12 @@ class Repertoire:
             () if entry == COMPOSER else tuple(find_scores(entry, config.split))
             for entry in config.midi
         )
-        wanted = config.programs if config.piano else None
-        return cls(config, entries, expand_instruments(config.instruments, wanted))
+        wanted = config.programs if config.as_piano else None
+        instruments = expand_instruments(config.instruments, wanted)
+        if config.ensemble:
+            _check_fonts(instruments)
+        drums = [score for entry in config.drums for score in find_scores(entry, config.split)]
+        return cls(config, entries, instruments, tuple(drums))
 
     @functools.cached_property
     def odds(self) -> np.ndarray:
@@ -136,6 +156,10 @@ class Repertoire:
         fields = dataclasses.asdict(self.config)
         fields = {k: v for k, v in fields.items() if k not in _FREE}
         names = [[score.id for score in scores] for scores in self.entries]
+        if self.config.ensemble:
+            names.append([score.id for score in self.drums])
+        else:  # corpora of piano are the same as before there were ensembles
+            fields = {k: v for k, v in fields.items() if k not in _OF_ENSEMBLES}
         text = json.dumps([_FORMAT, fields, names, self.instruments], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -146,6 +170,8 @@ def render_example(repertoire: Repertoire, index: int) -> Example:
     rng = np.random.default_rng([config.seed, index])
     name, notes = _excerpt(repertoire, rng)
     instrument = repertoire.instruments[rng.integers(len(repertoire.instruments))]
+    if config.ensemble:
+        notes = _for_ensemble(notes, instrument, rng, repertoire)
     samples = play(
         _on_program(notes, instrument, rng, config),
         instrument,
@@ -164,11 +190,33 @@ def render_example(repertoire: Repertoire, index: int) -> Example:
     return Example(f"{index:06d}:{name}:{source}", config.sample_rate, to_int16(samples), notes)
 
 
+def _check_fonts(instruments: tuple[str, ...]) -> None:
+    """That ensembles are played by sound fonts: banks hold one instrument."""
+    banks = [name for name in instruments if Path(name).suffix not in FONT_SUFFIXES]
+    if banks:
+        raise ConfigError(
+            f"ensembles are played by sound fonts and {', '.join(banks)} is none: name fonts or "
+            "folders of them in instruments."
+        )
+
+
+def _for_ensemble(
+    notes: Notes, instrument: str, rng: np.random.Generator, repertoire: Repertoire
+) -> Notes:
+    """The excerpt for instruments that the font has, with drums from a random score."""
+    drums = None
+    if repertoire.drums:
+        drums = _read(repertoire.drums[rng.integers(len(repertoire.drums))])
+    config, programs = repertoire.config, font_programs(instrument)
+    notes = orchestrate(notes, rng, config.band, programs=programs, drums=drums)
+    return notes.slice(0.0, config.excerpt_s, clip=True)
+
+
 def _on_program(
     notes: Notes, instrument: str, rng: np.random.Generator, config: RenderConfig
 ) -> Notes:
     """The notes as a sound font plays them; the stored notes keep program 0 for every piano."""
-    if not config.piano or Path(instrument).suffix not in FONT_SUFFIXES:
+    if not config.as_piano or Path(instrument).suffix not in FONT_SUFFIXES:
         return notes
     has = font_programs(instrument)
     usable = [program for program in config.programs if program in has]
@@ -192,7 +240,7 @@ def _excerpt(repertoire: Repertoire, rng: np.random.Generator) -> tuple[str, Not
         except DataError as error:  # one damaged file in a corpus must not end the job
             failure = error
             continue
-        if config.piano:
+        if config.as_piano:
             notes = as_piano(notes)
         fastest = 1.0 if config.as_written else config.performance.tempo[1]
         wanted_s = config.excerpt_s * max(fastest, 1.0)

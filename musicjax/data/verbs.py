@@ -16,7 +16,9 @@ _EXAMPLES = {
     "render": """examples:
   musicjax data render --out data/train --midi pop909.tar.gz giantmidi_piano.tar.gz
       --instruments /usr/share/sounds bank:salamander modelled: --hours 20
-  musicjax data render --out data/made-up --hours 2""",
+  musicjax data render --out data/made-up --hours 2
+  musicjax data render --out data/ensemble/train --ensemble --midi quartets.tar.gz pop909.tar.gz
+      --drums groove.tar.gz --instruments /usr/share/sounds --hours 20""",
     "import": """examples:
   musicjax data import maestro ~/maestro-v3.0.0          (writes to data/maestro)
   musicjax data import folder recordings --out data/own""",
