@@ -163,7 +163,8 @@ def _weights(source: Any) -> str:
     if source is None:
         return "yours: train or convert"
     where = "in the package" if source.address.startswith("package:") else "fetched"
-    return f"{where}, {(source.wheel_bytes or source.size_bytes) / 1e6:.1f} MB"
+    size = source.wheel_bytes or source.size_bytes  # 0: of a folder that was never weighed
+    return f"{where}, {size / 1e6:.1f} MB" if size else where
 
 
 def result_rows() -> list[Row]:

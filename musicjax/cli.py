@@ -142,7 +142,8 @@ def _model_row(name: str) -> dict[str, Any]:
     elif mirror_path(source) is not None or mirrored_wheel(source) is not None:
         weights = "in the mirror"
     else:
-        weights = f"{(source.wheel_bytes or source.size_bytes) / 1e6:.0f} MB to fetch"
+        size = source.wheel_bytes or source.size_bytes  # 0: of a folder that was never weighed
+        weights = f"{size / 1e6:.0f} MB to fetch" if size else "to fetch"
     row = dataclasses.asdict(card) | {"scores": dict(card.scores)}
     return {"name": name, "task": system.task, "title": system.title, **row, "weights": weights}
 

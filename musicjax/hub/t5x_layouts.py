@@ -101,14 +101,15 @@ def transformer_from_t5x(
     table; a checkpoint of another one than the config's is then told by name.
     Raises one WeightsError with everything that is damaged or does not fit.
     """
-    _check_vocabulary(checkpoint, config, vocabularies or {})
+    check_vocabulary(checkpoint, config, vocabularies or {})
     graph, state = nnx.split(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))
     return nnx.merge(graph, fill(checkpoint, state, t5x_rules(config)))
 
 
-def _check_vocabulary(
+def check_vocabulary(
     checkpoint: T5XCheckpoint, config: TransformerConfig, vocabularies: Mapping[int, str]
 ) -> None:
+    """Raise WeightsError when a checkpoint has another of these vocabularies than the config."""
     ours = "token_embedder.embedding"
     name = next(theirs for theirs, mine in t5x_names(config).items() if mine == ours)
     rows = getattr(checkpoint.part("target").get(name), "shape", (0,))[0]

@@ -11,6 +11,8 @@ from musicjax.infer.recordings import (
     part_of,
     sample_blocks,
 )
+from musicjax.infer.segments import SegmentRunner
+from musicjax.infer.sequences import SequenceRunner
 
 __all__ = [
     "Collector",
@@ -19,6 +21,8 @@ __all__ = [
     "Layout",
     "Recording",
     "Runner",
+    "SegmentRunner",
+    "SequenceRunner",
     "Window",
     "as_recording",
     "find_device",

@@ -12,8 +12,11 @@ import soxr
 from musicjax.audio import Audio, blocks, check_samples
 from musicjax.errors import AudioError
 from musicjax.infer.long import Runner, Window, stitch, windows
+from musicjax.infer.segments import Segmentation, SegmentRunner, segments
+from musicjax.infer.sequences import SequenceRunner
 
 Recording = str | os.PathLike[str] | BinaryIO | Audio
+AnyRunner = Runner | SegmentRunner | SequenceRunner
 
 BLOCK_S = 60.0  # seconds read at a time
 
@@ -114,7 +117,9 @@ def part_of(recording: Recording, start_s: float, end_s: float) -> Audio | None:
 class _Reading:
     """Reads recordings one after the other, and remembers how long each was or why it failed."""
 
-    def __init__(self, recordings: Iterable[Recording], sample_rate: int, runner: Runner) -> None:
+    def __init__(
+        self, recordings: Iterable[Recording], sample_rate: int, runner: AnyRunner
+    ) -> None:
         self.recordings = recordings
         self.sample_rate = sample_rate
         self.layout = runner.layout
@@ -123,9 +128,10 @@ class _Reading:
 
     def windows(self) -> Iterator[tuple[int, Window]]:
         """The windows of all recordings; one that cannot be read (on) stops giving windows."""
+        cut: Callable = segments if isinstance(self.layout, Segmentation) else windows
         for index, recording in enumerate(self.recordings):
             try:
-                for window in windows(self._counted(index, recording), self.layout):
+                for window in cut(self._counted(index, recording), self.layout):
                     yield index, window
             except Exception as error:  # one bad file must not stop the others: it is reported
                 self.failures[index] = error
@@ -139,7 +145,7 @@ class _Reading:
 
 
 def hear(
-    runner: Runner,
+    runner: AnyRunner,
     recordings: Iterable[Recording],
     sample_rate: int,
     progress: Callable[[int, float], None] | None = None,

@@ -24,6 +24,8 @@ from musicjax.infer import (
     Layout,
     Recording,
     Runner,
+    SegmentRunner,
+    SequenceRunner,
     as_recording,
     hear,
     layout,
@@ -42,6 +44,9 @@ Source = Recording | np.ndarray | tuple[np.ndarray, int]
 WINDOW_S = 18.0
 CPU_BATCH = 2
 GPU_BATCH = 8
+# Segments that are written at once: a step reads all weights, however many there are.
+CPU_SLOTS = 8
+GPU_SLOTS = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +55,7 @@ class Transcription:
 
     notes        onsets and offsets in seconds from the start of the recording
     activations  name -> (T, P) in [0, 1], one frame each 1 / frames_per_s seconds; float16, or
-                 float32 where decoding asks for it
+                 float32 where decoding asks for it; of a model that writes tokens, these
     duration_s   of the recording
     model        name of the model that listened
     audio        the recording as it was handed in, for `plot`; None when it was a file object
@@ -178,6 +183,8 @@ class Transcriber:
     side that a frame needs) and `activations(audio (B, N), frames=(B,)) -> {name: (B, T, …)}`,
     where `frames` tells how many frames of each item are sound and not padding. It may have
     `window_s`, the seconds it was made for, or `windowing`, where its windows are of one kind only.
+    A model with `hear` decides on events in segments of its own (see `musicjax.infer.segments`),
+    and one with `prefill` and `step` writes segments down as tokens (`musicjax.infer.sequences`).
 
     Args:
       loaded: from `musicjax.hub.load_model`.
@@ -200,9 +207,17 @@ class Transcriber:
         self.sample_rate: int = frontend.sample_rate
         self.frames_per_s: float = frontend.sample_rate / frontend.hop_length
         on_cpu = (device or jax.devices()[0]).platform == "cpu"
-        self.runner = Runner(
-            loaded.model, _plan(loaded.model, frontend, window_s, batch_size, on_cpu), device=device
-        )
+        self.runner: Runner | SegmentRunner | SequenceRunner
+        if hasattr(loaded.model, "hear") or hasattr(loaded.model, "prefill"):
+            if window_s is not None:
+                raise ConfigError(
+                    f"window_s is {window_s:g}, but {self.name} hears segments of its own length; "
+                    "leave window_s out."
+                )
+            self.runner = _segment_runner(loaded.model, batch_size, on_cpu, device)
+        else:
+            plan = _plan(loaded.model, frontend, window_s, batch_size, on_cpu)
+            self.runner = Runner(loaded.model, plan, device=device)
         if isinstance(self.runner.layout, FixedLayout):
             self.frames_per_s = self.runner.layout.frames_per_s(frontend.sample_rate)
         self._decode = loaded.system.resolve("decode")
@@ -280,6 +295,17 @@ class Transcriber:
         return f"Transcriber({self.name}, {self.sample_rate} Hz)"
 
 
+def _segment_runner(
+    model: Any, batch_size: int | None, on_cpu: bool, device: jax.Device | None
+) -> SegmentRunner | SequenceRunner:
+    """The runner of a model that hears segments of its own length."""
+    if hasattr(model, "hear"):
+        size = batch_size or (1 if on_cpu else GPU_BATCH)
+        return SegmentRunner(model, batch_size=size, device=device)
+    slots = batch_size or (CPU_SLOTS if on_cpu else GPU_SLOTS)
+    return SequenceRunner(model, slots=slots, grammar=model.grammar, device=device)
+
+
 def _plan(
     model: Any, frontend: Any, window_s: float | None, batch_size: int | None, on_cpu: bool
 ) -> Layout | FixedLayout:
@@ -323,10 +349,12 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score a transcriber on examples: the mean over pieces of each score, and every piece's own.
 
-    References count as sounding until the sustain pedal lets go (MAESTRO's convention). Returns
+    References count as sounding until the sustain pedal lets go (MAESTRO's convention). Where any
+    piece has drums or another program than the piano's, the scores by instrument are told as well
+    (`musicjax.metrics.instruments`; `frame` stays that of `note_scores`). Returns
     {"pieces": number, "mean": {score: value}, "each": {id: {score: value}}}.
     """
-    from musicjax.metrics import mean_scores, note_scores
+    from musicjax.metrics import instrument_scores, mean_scores, note_scores
 
     truth: dict[int, tuple[str, Notes]] = {}
 
@@ -335,7 +363,8 @@ def evaluate(
             truth[index] = (example.id, example.notes.sustained())
             yield as_recording(example.samples, example.sample_rate)
 
-    scores = {}
+    scores, by_instrument = {}, {}
+    several = False
     results = transcriber.transcribe_many(recordings(), progress=progress, **options)
     for index, result in enumerate(results):
         if isinstance(result, Exception):
@@ -343,13 +372,16 @@ def evaluate(
         name, reference = truth.pop(index)
         name = f"{name} ({index + 1})" if name in scores else name  # two folders, one name
         scores[name] = note_scores(reference, result.notes)
+        by_instrument[name] = instrument_scores(reference, result.notes)
+        several |= bool(reference.is_drum.any() or reference.program.any())
     if not scores:
         raise DataError("there are no examples to score; check the name of the data.")
-    return {
-        "pieces": len(scores),
-        "mean": mean_scores(scores.values()).as_dict(),
-        "each": {name: score.as_dict() for name, score in scores.items()},
-    }
+    each = {name: score.as_dict() for name, score in scores.items()}
+    mean = mean_scores(scores.values()).as_dict()
+    if several:
+        each = {name: by_instrument[name].as_dict() | score for name, score in each.items()}
+        mean = mean_scores(by_instrument.values()).as_dict() | mean
+    return {"pieces": len(scores), "mean": mean, "each": each}
 
 
 def evaluation(run: Any) -> Callable[[nnx.Module], dict[str, float]] | None:

@@ -174,6 +174,11 @@ def test_entries_are_mixed_by_weight(
     )
     audio = np.concatenate([b["audio"] for b in take(stream(config), 3)])
     assert np.sum(~audio.any(axis=1)) == 18
+    # 7 records and 1: an infinite temperature makes no difference between them, MT3's a small one.
+    for temperature, silent_clips in ((1e6, 12), (10 / 3, 8)):
+        config = dataclasses.replace(config, weights=(), temperature=temperature)
+        audio = np.concatenate([b["audio"] for b in take(stream(config), 3)])
+        assert np.sum(~audio.any(axis=1)) == silent_clips
 
 
 def test_the_composer_needs_no_files_and_follows_the_seed() -> None:

@@ -1,0 +1,65 @@
+"""MT3 (Gardner et al. 2022) and the piano model before it: recordings to tokens to notes."""
+
+from musicjax.registry import Card, Source, System
+
+_FOLDER = "musicjax.models.mt3"
+_PAPER = "https://arxiv.org/abs/2111.03017"
+_LICENCE = "Apache-2.0 (code; the authors name none for the checkpoint)"
+
+_CARDS = {
+    "mt3": Card(
+        summary="Several instruments and drums, with the authors' checkpoint.",
+        paper=_PAPER,
+        licence=_LICENCE,
+        training_data="MAESTRO v3, Slakh2100, Cerberus4, GuitarSet, MusicNet-EM, URMP",
+        sample_rate=16_000,
+        parameters=45_896_704,
+        source=Source(
+            address="gs://mt3/checkpoints/mt3/", sha256="", size_bytes=0, converter="convert"
+        ),
+        scores={
+            "onset_f1, MAESTRO, as the authors tell": 0.9455,
+            "onset_offset_program_f1, Slakh2100, as the authors tell": 0.5453,
+        },
+    ),
+    "ismir2021": Card(
+        summary="Piano with velocities, with the authors' checkpoint of 2021.",
+        paper="https://arxiv.org/abs/2107.09142",
+        licence=_LICENCE,
+        training_data="MAESTRO v3",
+        sample_rate=16_000,
+        parameters=46_027_776,
+        source=Source(
+            address="gs://mt3/checkpoints/ismir2021/", sha256="", size_bytes=0, converter="convert"
+        ),
+        scores={"onset_f1, MAESTRO v3, as the authors tell": 0.9601},
+    ),
+    "mini": Card(
+        summary="A fifth of MT3's size with the same language, to be trained on few hours.",
+        paper=_PAPER,
+        licence="Apache-2.0 (architecture)",
+        training_data="none: an architecture to train",
+        sample_rate=16_000,
+        parameters=9_017_472,
+    ),
+    "base": Card(
+        summary="The larger network of MT3's code (its ismir2022), to be trained.",
+        paper=_PAPER,
+        licence="Apache-2.0 (architecture)",
+        training_data="none: an architecture to train",
+        sample_rate=16_000,
+        parameters=200_980_992,
+    ),
+}
+
+SYSTEM = System(
+    name="mt3",
+    task="transcribe",
+    title="MT3",
+    model=f"{_FOLDER}.model:MT3",
+    config=f"{_FOLDER}.config:get_config",
+    loss=f"{_FOLDER}.model:loss",
+    targets=f"{_FOLDER}.tokens:targets",
+    decode=f"{_FOLDER}.tokens:decode",
+    cards=_CARDS,
+)

@@ -1,0 +1,80 @@
+"""Between notes and what the network reads and writes. NumPy only."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from jaxtyping import UInt8
+
+from musicjax.errors import DataError
+from musicjax.models.mt3.config import MT3Config
+from musicjax.notes import Notes
+from musicjax.notes.codec import Codec
+
+ROLLS = ("onset", "frame", "drum")  # what the encoder's own head tells of each pitch
+_PITCHES = 128
+_ROUNDING = 1e-6  # of a position: times that fall on a border stay on their side of it
+
+
+def targets(
+    notes: Notes, start_s: float, num_samples: int, config: MT3Config
+) -> dict[str, np.ndarray]:
+    """What is to be written of the segment that starts at `start_s` and has `num_samples` samples.
+
+    tokens (L,) int32, the end included, zeros behind it, L = `config.target_tokens`; a target that
+    does not fit is never cut: its row is zeros, which cost nothing, and left_out () uint8 is 1.
+    With a frame head also rolls (S, 3, 128) uint8 of `ROLLS`, one row a position of the encoder.
+    """
+    frames = config.num_frames(num_samples)
+    written = Codec(config.codec).encode_clip(notes, start_s, frames)
+    fits = len(written) <= config.target_tokens
+    tokens = np.zeros(config.target_tokens, np.int32)
+    if fits:
+        tokens[: len(written)] = written
+    labels = {"tokens": tokens, "left_out": np.array(not fits, np.uint8)}
+    if config.frame_weight:
+        labels["rolls"] = _rolls(notes, start_s, num_samples, config)
+    return labels
+
+
+def _rolls(
+    notes: Notes, start_s: float, num_samples: int, config: MT3Config
+) -> UInt8[np.ndarray, "S 3 P"]:
+    """Where notes begin, where they sound, and where drums are hit: 1 in the position's frames."""
+    positions = config.num_positions(num_samples)
+    rate = config.codec.frames_per_second / config.stack_frames
+    notes = notes.sustained()
+    rolls = np.zeros((positions, len(ROLLS), _PITCHES), np.uint8)
+    begin = np.floor((notes.onset_s - start_s) * rate + _ROUNDING).astype(np.int64)
+    end = np.ceil((notes.offset_s - start_s) * rate - _ROUNDING).astype(np.int64)
+    end = np.maximum(end, begin + 1)
+    here = (end > 0) & (begin < positions)
+    for first, last, pitch, drum in zip(
+        begin[here].tolist(),
+        end[here].tolist(),
+        notes.pitch[here].tolist(),
+        notes.is_drum[here].tolist(),
+        strict=True,
+    ):
+        if first >= 0:
+            rolls[first, 2 if drum else 0, pitch] = 1
+        if not drum:
+            rolls[max(first, 0) : last, 1, pitch] = 1
+    return rolls
+
+
+def decode(
+    activations: Mapping[str, np.ndarray], config: MT3Config, *, drums: bool = True
+) -> Notes:
+    """The notes of a recording, with programs and drums, from the tokens of its segments.
+
+    activations: `tokens` (segments, L), one segment after the other, as the recording's
+    transcription gives them. Tokens that make no sense where they stand are passed over, as in the
+    original. Without `drums`, hits are left out.
+    """
+    if "tokens" not in activations:
+        raise DataError(
+            f"there are no tokens among {', '.join(activations) or 'no activations'}; MT3 writes "
+            "them segment by segment: let a Transcriber hear the recording."
+        )
+    notes = Codec(config.codec).decode(np.asarray(activations["tokens"])).notes
+    return notes if drums else notes[~notes.is_drum]

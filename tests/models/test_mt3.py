@@ -1,0 +1,313 @@
+"""MT3: framing, targets, checkpoints, tokens of whole recordings, and that it learns."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from musicjax.audio import Audio
+from musicjax.audio.frontend import spectrogram
+from musicjax.decode import GenerateConfig
+from musicjax.errors import AudioError, ConfigError, DataError, WeightsError
+from musicjax.hub import LoadedModel
+from musicjax.hub.t5x import open_t5x, unflatten, write_t5x
+from musicjax.hub.t5x_layouts import t5x_target
+from musicjax.infer.segments import Segmentation, segments
+from musicjax.models.mt3 import SYSTEM
+from musicjax.models.mt3.config import MT3Config, get_config
+from musicjax.models.mt3.convert import convert, from_checkpoint
+from musicjax.models.mt3.model import MT3, loss
+from musicjax.models.mt3.tokens import decode, targets
+from musicjax.notes import Notes, read_midi
+from musicjax.notes.codec import Codec
+from musicjax.tasks.transcribe import Transcriber
+
+TINY = get_config("tiny")
+RATE = 16_000
+
+
+def model_of(config, seed=0):
+    return MT3(config, rngs=nnx.Rngs(seed))
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return model_of(TINY)
+
+
+def band():
+    """Seconds 0 to 1.5: a piano, a bass that sounds on over segments, a violin and drums."""
+    return Notes.from_arrays(
+        [0.1, 0.2, 0.6, 0.7, 0.1, 0.9, 1.1],
+        [0.4, 1.3, 0.9, 1.4, 0.11, 0.91, 1.11],
+        [60, 40, 64, 76, 36, 38, 42],
+        [127] * 7,
+        program=[0, 33, 0, 40, 0, 0, 0],
+        is_drum=[False] * 4 + [True] * 3,
+    )
+
+
+# Framing --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("samples", "count", "last"), [(32767, 1, 32767), (32768, 2, 0), (70000, 3, 4464), (1, 1, 1)]
+)
+def test_a_recording_that_fills_its_segments_has_one_more(samples, count, last):
+    plan = Segmentation(32768, 32768, 0, 1, beyond=1)
+    found = list(segments([np.ones(samples, np.float32)], plan))
+    assert [w.is_last for w in found] == [False] * (count - 1) + [True]
+    assert found[-1].frames == last
+    assert [w.first_frame for w in found] == [32768 * i for i in range(count)]
+
+
+def test_the_original_puts_zeros_behind_the_log_where_a_recording_has_ended():
+    config = dataclasses.replace(TINY, padding="zero_rows")
+    audio = np.random.default_rng(0).normal(0, 0.1, (3, 8192)).astype(np.float32)
+    lengths = np.array([8192, 640, 641])
+    audio *= np.arange(8192) < lengths[:, None]
+    audio, lengths = jnp.asarray(audio), jnp.asarray(lengths)
+    features = partial(MT3.features, nnx.eval_shape(lambda: model_of(config)))
+    heard = np.asarray(features(audio, lengths))
+    assert heard.shape == (3, 64, 48)
+    for row, frames in zip(heard, (64, 6, 6), strict=True):  # a whole number of hops gains a frame
+        assert not row[frames:].any()
+        assert row[:frames].all()
+    alone = spectrogram(audio[1, :640], config.frontend)
+    np.testing.assert_allclose(heard[1, :6], alone, atol=1e-4)
+    silent = dataclasses.replace(config, padding="silence")
+    heard = np.asarray(MT3.features(nnx.eval_shape(lambda: model_of(silent)), audio, lengths))
+    floor = (np.log(1e-5) + 2) / 4
+    np.testing.assert_allclose(heard[1, 6:], floor, atol=1e-5)
+
+
+def test_stacked_frames_are_all_read(tiny):
+    config = dataclasses.replace(TINY, stack_frames=2)
+    model = model_of(config)
+    features = jnp.asarray(np.random.default_rng(0).normal(size=(1, 8, 48)), jnp.float32)
+    encoded = model(features)
+    assert encoded.shape == (1, 4, 32)
+    moved = model(features.at[0, 5].add(1.0))
+    assert np.abs(np.asarray(moved - encoded)).max() > 1e-3
+    assert model.rolls(encoded).shape == (1, 4, 3, 128)
+
+
+def test_configs_that_cannot_work_are_refused():
+    with pytest.raises(ConfigError, match="no variant 'huge'; choose one of mt3"):
+        get_config("huge")
+    with pytest.raises(ConfigError, match="must be at least 1 and divide a segment of 256 frames"):
+        MT3Config(stack_frames=3)
+    slower = dataclasses.replace(TINY.frontend, hop_length=256)
+    with pytest.raises(ConfigError, match="the codec counts 125 frames a second and the front-end"):
+        dataclasses.replace(TINY, frontend=slower)
+
+
+# Targets and loss -----------------------------------------------------------------------------
+
+
+def test_targets_are_the_tokens_of_the_clip_and_where_notes_lie():
+    labels = targets(band(), 0.5, 8192, TINY)
+    written = Codec(TINY.codec).encode_clip(band(), 0.5, 64)
+    np.testing.assert_array_equal(labels["tokens"][: len(written)], written)
+    assert not labels["tokens"][len(written) :].any()
+    assert not labels["left_out"]
+    onset, frame, drum = labels["rolls"].swapaxes(0, 1)
+    assert np.argwhere(onset).tolist() == [[12, 64], [25, 76]]  # 0.1 s and 0.2 s by frames of 8 ms
+    assert frame[:, 40].all() and frame[12:50, 64].all() and not frame[50:, 64].any()
+    assert np.argwhere(drum).tolist() == [[50, 38]]
+
+
+def test_a_target_that_is_too_long_is_left_out_whole_and_counted(tiny):
+    count = 60
+    crowd = Notes.from_arrays(np.full(count, 0.1), np.full(count, 0.3), np.arange(count) + 30)
+    labels = targets(crowd, 0.0, 8192, TINY)
+    assert labels["left_out"] and not labels["tokens"].any()
+    good = targets(band(), 0.0, 8192, TINY)
+    batch = {n: jnp.asarray(np.stack([labels[n], good[n]])) for n in labels}
+    batch["audio"] = jnp.zeros((2, 8192))
+    batch["rolls"] = jnp.stack([batch["rolls"][1]] * 2)
+    graph, state = nnx.split(tiny)
+    cost = jax.jit(lambda state, batch: loss(nnx.merge(graph, state), batch, key=None))
+    total, parts = cost(state, batch)
+    assert parts["left_out"] == 0.5
+    alone, _ = cost(state, {n: v[1:] for n, v in batch.items()})
+    np.testing.assert_allclose(total, alone, rtol=1e-5)
+
+
+def test_labels_of_another_length_are_refused(tiny):
+    with pytest.raises(AudioError, match=r"tokens have shape \(1, 7\).*room for \(1, 64\)"):
+        loss(tiny, {"audio": jnp.zeros((1, 8192)), "tokens": jnp.zeros((1, 7), int)}, key=None)
+
+
+def test_it_learns_what_two_segments_say():
+    rng = np.random.default_rng(0)
+    rows = [targets(band(), start_s, 8192, TINY) for start_s in (0.0, 0.6)]
+    batch = {n: jnp.asarray(np.stack([row[n] for row in rows])) for n in rows[0]}
+    batch["audio"] = jnp.asarray(rng.normal(0, 0.1, (2, 8192)), jnp.float32)
+    graph, params = nnx.split(model_of(TINY), nnx.Param)
+    optimizer = optax.adam(1e-2)
+
+    @jax.jit
+    def step(params, moments):
+        def value(params):
+            return loss(nnx.merge(graph, params), batch, key=None)
+
+        (_, parts), gradient = jax.value_and_grad(value, has_aux=True)(params)
+        updates, moments = optimizer.update(gradient, moments)
+        return optax.apply_updates(params, updates), moments, parts
+
+    moments = optimizer.init(params)
+    costs = []
+    for _ in range(60):
+        params, moments, parts = step(params, moments)
+        costs.append(float(parts["token"]))
+    assert costs[0] > 5.0  # about ln 512
+    assert costs[-1] < 0.5
+
+
+# Checkpoints ----------------------------------------------------------------------------------
+
+
+def test_a_t5x_checkpoint_becomes_the_model(tmp_path):
+    config = dataclasses.replace(TINY, frame_weight=0.0)
+    model = model_of(config, seed=3)
+    target = t5x_target(model, config.transformer, prefix="transformer.")
+    tree = {"target": unflatten(target), "state": {"step": 7, "param_states": {}}}
+    folder = write_t5x(tmp_path, tree)
+    back = from_checkpoint(open_t5x(folder), config)
+    assert not jax.tree.leaves(
+        jax.tree.map(lambda a, b: None if (a == b).all() else a, nnx.state(model), nnx.state(back))
+    )
+    with pytest.raises(WeightsError, match=r"mt3\.mini has no foreign checkpoints"):
+        convert(folder, "mini")
+    tree["target"]["decoder"]["token_embedder"]["embedding"] = np.zeros((1664, 32), np.float32)
+    tree["state"]["step"] = 8
+    folder = write_t5x(tmp_path, tree)
+    with pytest.raises(WeightsError, match=r"the vocabulary of the piano model ismir2021; .* MT3"):
+        convert(folder, "mt3")
+
+
+# Whole recordings -----------------------------------------------------------------------------
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Page:
+    """A cache that knows which segment it is of."""
+
+    position: jax.Array
+    segment: jax.Array
+
+    max_length = 10_000
+
+    def resized(self, max_length):
+        return self
+
+    def take(self, rows):
+        return jax.tree.map(lambda x: x[rows], self)
+
+    def put(self, rows, other):
+        return jax.tree.map(lambda x, y: x.at[rows].set(y, mode="drop"), self, other)
+
+
+class Recited(nnx.Module):
+    """Writes tokens that it knows; the first sample of a segment says which."""
+
+    segment_samples = TINY.segment_samples
+    generation = GenerateConfig(max_length=TINY.codec.max_tokens)
+    grammar = None
+
+    def __init__(self, rows):
+        table = np.zeros((len(rows), TINY.codec.max_tokens), np.int32)
+        for row, tokens in zip(table, rows, strict=True):
+            row[: len(tokens)] = tokens
+        self.table = nnx.Variable(jnp.asarray(table))
+
+    def prefill(self, audio, lengths, max_length):
+        number = jnp.round(audio[:, 0] * 100).astype(jnp.int32)
+        return Page(jnp.zeros(len(audio), jnp.int32), number)
+
+    def step(self, tokens, cache):
+        word = self.table[...][cache.segment, cache.position]
+        logits = jax.nn.one_hot(word, Codec(TINY.codec).vocabulary.rows)
+        return logits, dataclasses.replace(cache, position=cache.position + 1)
+
+
+def recited(rows):
+    return Transcriber(LoadedModel(Recited(rows), TINY, None, "recited", SYSTEM), batch_size=2)
+
+
+def pages(numbers, samples=None):
+    audio = np.zeros(len(numbers) * TINY.segment_samples, np.float32)
+    audio[:: TINY.segment_samples] = np.asarray(numbers) / 100
+    return Audio(audio[:samples], RATE)
+
+
+def test_segments_are_stitched_to_the_notes_that_were_written(tmp_path):
+    wanted = band()
+    rows = list(Codec(TINY.codec).encode(wanted, 3 * 64))
+    hears = recited(rows)
+    heard = hears.transcribe(pages([0, 1, 2], 3 * TINY.segment_samples - 5))
+    assert heard.activations["tokens"].shape == (3, TINY.codec.max_tokens)
+    assert heard.duration_s == pytest.approx(3 * 0.512, abs=1e-3)
+    for name in ("pitch", "program", "is_drum"):
+        assert getattr(heard.notes, name).tolist() == getattr(wanted.sorted(), name).tolist()
+    np.testing.assert_allclose(heard.notes.onset_s, wanted.sorted().onset_s, atol=0.006)
+    pitched = ~wanted.sorted().is_drum
+    np.testing.assert_allclose(
+        heard.notes.offset_s[pitched], wanted.sorted().offset_s[pitched], atol=0.011
+    )
+    without = hears.transcribe(pages([0, 1, 2], 3 * TINY.segment_samples - 5), drums=False)
+    assert len(without.notes) == 4
+    back = read_midi(heard.to_midi(tmp_path / "band.mid"))
+    assert sorted(set(back.program[~back.is_drum].tolist())) == [0, 33, 40]
+    assert int(back.is_drum.sum()) == 3
+
+
+def test_recordings_share_slots_and_keep_apart():
+    rows = list(Codec(TINY.codec).encode(band(), 3 * 64))
+    hears = recited(rows)
+    sizes = [3 * TINY.segment_samples - 5, TINY.segment_samples - 1, 2 * TINY.segment_samples - 9]
+    sounds = [pages([0, 1, 2], size) for size in sizes]
+    together = [result.notes for result in hears.transcribe_many(sounds)]
+    assert together == [hears.transcribe(sound).notes for sound in sounds]
+    assert len(together[0]) > len(together[2]) > len(together[1]) > 0
+    assert hears.runner.tally.segments == 2
+    bad = Audio(np.zeros(0, np.float32), RATE)
+    first, failure, last = hears.transcribe_many([sounds[1], bad, sounds[2]])
+    assert isinstance(failure, AudioError)
+    assert (first.notes, last.notes) == (together[1], together[2])
+
+
+def test_nothing_is_compiled_for_another_length(tiny):
+    hears = Transcriber(LoadedModel(tiny, TINY, None, "tiny", SYSTEM), batch_size=2)
+    rng = np.random.default_rng(0)
+    counts = []
+    for samples in (20_000, 100, 9_000, TINY.segment_samples):
+        hears.transcribe(rng.normal(0, 0.1, samples).astype(np.float32), RATE)
+        counts.append(hears.runner.programs)
+    assert counts[0] == counts[-1]
+
+
+def test_a_grammar_lets_only_sense_be_written(tiny):
+    strict = dataclasses.replace(TINY, grammar=True)
+    graph = nnx.split(nnx.eval_shape(lambda: model_of(strict)))[0]
+    model = nnx.merge(graph, nnx.state(tiny))
+    hears = Transcriber(LoadedModel(model, strict, None, "tiny", SYSTEM), batch_size=2)
+    sound = np.random.default_rng(0).normal(0, 0.1, 20_000).astype(np.float32)
+    grammar = Codec(strict.codec).grammar()
+    for row in hears.activations(sound, RATE)["tokens"]:
+        written = row[: np.flatnonzero(row)[-1] + 1]
+        assert grammar.first_error(written) is None
+
+
+def test_decode_needs_tokens_and_segments_have_their_length(tiny):
+    with pytest.raises(DataError, match="no tokens among encoded"):
+        decode({"encoded": np.zeros((1, 2))}, TINY)
+    with pytest.raises(ConfigError, match="hears segments of its own length"):
+        Transcriber(LoadedModel(tiny, TINY, None, "tiny", SYSTEM), window_s=3.0)
