@@ -95,9 +95,9 @@ def _mini() -> RunConfig:
     )
 
 
-def _published(variant: str, batch_size: int, steps: int, dtype: str) -> RunConfig:
+def _published(variant: str, batch_size: int, steps: int) -> RunConfig:
     # Section 4.1 and gin/train.gin of the original: Adafactor at a constant 1e-3, batch 256.
-    model = replace(model_config(variant), policy=Policy(dtype=dtype))
+    model = replace(model_config(variant), policy=Policy(dtype="bfloat16"))
     return RunConfig(
         system=_SYSTEM,
         variant=variant,
@@ -115,8 +115,8 @@ def _published(variant: str, batch_size: int, steps: int, dtype: str) -> RunConf
 
 
 def _small() -> RunConfig:
-    return _published("small", 256, 400_000, "bfloat16")
+    return _published("small", 256, 400_000)
 
 
 def _base() -> RunConfig:
-    return _published("base", 1024, 500_000, "bfloat16")
+    return _published("base", 1024, 500_000)

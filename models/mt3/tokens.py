@@ -30,7 +30,7 @@ def targets(
     tokens = np.zeros(config.target_tokens, np.int32)
     if fits:
         tokens[: len(written)] = written
-    labels = {"tokens": tokens, "left_out": np.array(not fits, np.uint8)}
+    labels: dict[str, np.ndarray] = {"tokens": tokens, "left_out": np.array(not fits, np.uint8)}
     if config.frame_weight:
         labels["rolls"] = _rolls(notes, start_s, num_samples, config)
     return labels
