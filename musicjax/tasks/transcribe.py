@@ -311,7 +311,7 @@ def _plan(
 ) -> Layout | FixedLayout:
     """How recordings are cut for a model, and how many windows are heard at once."""
     windowing = getattr(model, "windowing", None)
-    length_s: float = window_s or getattr(model, "window_s", WINDOW_S)
+    length_s = window_s if window_s else float(getattr(model, "window_s", WINDOW_S))
     if windowing is not None:
         length_s = windowing.samples / frontend.sample_rate
         if window_s is not None:
