@@ -143,9 +143,10 @@ def as_dict(notes: Notes) -> dict[str, Any]:
             for note in notes
         ],
     }
-    for index in np.flatnonzero(notes.bends.count) if notes.bends is not None else ():
-        points = np.round(np.stack(notes.bends.of(int(index)), axis=1), 6)
-        document["notes"][index]["bend"] = points.tolist()
+    if notes.bends is not None:
+        for index in np.flatnonzero(notes.bends.count):
+            points = np.round(np.stack(notes.bends.of(int(index)), axis=1), 6)
+            document["notes"][index]["bend"] = points.tolist()
     if notes.pedal is not None:
         time_s, *others = notes.pedal.columns()
         rows = zip(np.round(time_s, 6).tolist(), *(c.tolist() for c in others), strict=True)
