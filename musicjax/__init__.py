@@ -31,7 +31,9 @@ _EXPORTS = {
     "read_midi": "musicjax.notes",
     "write_midi": "musicjax.notes",
 }
-_ROOMS = ("audio", "data", "hub", "infer", "metrics", "nn", "notes", "plots", "tasks", "train")
+_ROOMS = (
+    "audio", "data", "hub", "infer", "metrics", "nn", "notes", "plots", "tasks", "text", "train",
+)  # fmt: skip
 
 __all__ = ["__version__", *_EXPORTS]
 

@@ -18,10 +18,13 @@ import pytest
 # may be imported by all, and the registry reaches models by name only.
 ROOMS = [
     "version", "errors", "types", "files", "registry", "audio", "nn", "decode", "notes",
-    "data", "hub", "train", "metrics", "plots", "infer", "tasks", "terminal", "arguments", "cli",
+    "text", "data", "hub", "train", "metrics", "plots", "infer", "tasks", "terminal", "arguments",
+    "cli",
 ]  # fmt: skip
 # What a folder of models/ may use: what a network is made of, never what runs it.
-MODEL_ROOMS = {"errors", "types", "files", "registry", "audio", "nn", "decode", "notes", "hub"}
+MODEL_ROOMS = {
+    "errors", "types", "files", "registry", "audio", "nn", "decode", "notes", "text", "hub",
+}  # fmt: skip
 CONFIG_ROOMS = {*MODEL_ROOMS, "data", "train", "models"}
 
 
