@@ -19,14 +19,17 @@ from typing import Any, Literal
 import numpy as np
 
 from musicjax.data.augment import AugmentConfig, augment
+from musicjax.data.captions import SUFFIX as CAPTIONS
+from musicjax.data.captions import Captioned, caption_source, describe
 from musicjax.data.corpora import AUDIO_SUFFIXES, Recording, folder_source
 from musicjax.data.records import SUFFIX, Example, Record, RecordSource, to_float, to_int16
 from musicjax.errors import ConfigError, DataError, MissingDependencyError
 from musicjax.notes import Notes
 
-Targets = Callable[[Notes, float, int], Mapping[str, np.ndarray]]
+Targets = Callable[[Any, float, int], Mapping[str, np.ndarray]]  # of notes, or of a sentence
 
 _COMPOSER = "composer:"
+_DESCRIBED = "captions:"  # composed pieces with a sentence instead of their notes
 _COMPOSER_EPOCH = 1024  # composed clips counted as one epoch; each epoch's clips are new
 _CLIPS_A_PIANO = 512  # composed clips until the next modelled piano joins
 _PIANOS = 3  # that are played at a time; a complete one takes some 200 MB
@@ -42,7 +45,8 @@ class DataConfig:
 
     train: tuple[str, ...] = ("composer:",)
     """Folders or files of records, recordings with notes beside them (a folder, a file, a pattern),
-    or `composer:` (`composer:PATH` plays through a sound font or a bank of notes)."""
+    or `composer:` (`composer:PATH` plays through a sound font or a bank of notes). For captioners:
+    `.jsonl` files of recordings and sentences, or `captions:`, the composer with sentences."""
     valid: tuple[str, ...] = ("composer:",)
     """The same, for validation; `composer:` gives a fixed handful of pieces."""
     weights: tuple[float, ...] = ()
@@ -91,17 +95,18 @@ class _Blank:
     """What the composer's source yields: a place in the stream that the clip's rng fills."""
 
     bank: str
+    described: bool = False  # its label is a sentence about it
 
 
 class _ComposerSource(Sequence[_Blank]):
-    def __init__(self, bank: str) -> None:
-        self.bank = bank
+    def __init__(self, bank: str, described: bool = False) -> None:
+        self.bank, self.described = bank, described
 
     def __len__(self) -> int:
         return _COMPOSER_EPOCH
 
     def __getitem__(self, index: Any) -> Any:
-        return _Blank(self.bank)
+        return _Blank(self.bank, self.described)
 
 
 @dataclass(frozen=True)
@@ -122,22 +127,29 @@ class ClipMaker:
         return round(self.config.clip_s * self.sample_rate)
 
     def __call__(
-        self, placed: tuple[int, Record | Recording | _Blank], rng: np.random.Generator
+        self, placed: tuple[int, Record | Recording | Captioned | _Blank], rng: np.random.Generator
     ) -> dict[str, np.ndarray]:
         position, element = placed
         margin = round(_MARGIN * self.num_samples) if self.config.augment else 0
-        if isinstance(element, _Blank):
+        sentence: str | None = None
+        if isinstance(element, Captioned):
+            samples, sentence = element.clip(rng, self.num_samples + margin)
+            notes = Notes.empty()
+        elif isinstance(element, _Blank):
             seconds = (self.num_samples + margin) / self.sample_rate
             piano = max(0, position // _CLIPS_A_PIANO - int(rng.integers(_PIANOS)))
             samples, notes = _compose_clip(element.bank, piano, rng, seconds, self.sample_rate)
             notes = self._heard(notes)
+            if element.described:
+                sentence = describe(notes, seconds, rng)
         else:
             samples, notes = self._crop(element, rng, self.num_samples + margin)
         if self.config.augment:
             samples, notes = augment(samples, notes, self.sample_rate, rng, self.config.augment)
         samples = _fit(samples, self.num_samples)
         audio = samples if self.config.audio_dtype == "float32" else to_int16(samples)
-        return {"audio": audio, **self.targets(notes, 0.0, self.num_samples)}
+        truth = notes if sentence is None else sentence
+        return {"audio": audio, **self.targets(truth, 0.0, self.num_samples)}
 
     def _crop(
         self, element: Record | Recording, rng: np.random.Generator, count: int
@@ -198,7 +210,11 @@ def open_source(entry: str, sample_rate: int = 16000) -> Sequence[Any]:
     """
     if entry.startswith(_COMPOSER):
         return _ComposerSource(entry.removeprefix(_COMPOSER))
+    if entry.startswith(_DESCRIBED):
+        return _ComposerSource(entry.removeprefix(_DESCRIBED), described=True)
     path = Path(entry)
+    if path.suffix == CAPTIONS:
+        return caption_source(path, sample_rate)
     recordings = path.suffix.lower() in AUDIO_SUFFIXES or glob.has_magic(entry)
     if recordings or (path.is_dir() and next(path.rglob(f"*{SUFFIX}"), None) is None):
         return folder_source(path, sample_rate)
@@ -216,8 +232,8 @@ def train_iterator(
     """Endless batches `{"audio": (B, N), **targets}`, as a grain iterator.
 
     Args:
-      targets: `(notes, start_s, num_samples) -> dict of arrays`; must be importable when
-        `config.workers` is not 0.
+      targets: `(notes, start_s, num_samples) -> dict of arrays`, with a sentence in place of notes
+        where the data have sentences; must be importable when `config.workers` is not 0.
       sample_rate: rate the model hears, in Hz.
       process_index, process_count: this process's part of each batch. All processes together draw
         the same clips as one process would; B is `config.batch_size // process_count`.
