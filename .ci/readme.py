@@ -152,7 +152,8 @@ def model_table() -> str:
     lines = ["| model | does | parameters | weights | licence |", "| --- | --- | --- | --- | --- |"]
     for name in list_models():
         _, _, card = find_card(name)
-        size = f"{card.parameters / 1e6:.1f} M" if card.parameters else ""
+        count = card.parameters
+        size = f"{count / 1e6:.1f} M" if count >= 1e5 else f"{count / 1e3:.0f} k" if count else ""
         lines.append(
             f"| `{name}` | {card.summary} | {size} | {_weights(card.source)} | {card.licence} |"
         )
