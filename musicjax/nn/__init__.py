@@ -5,6 +5,7 @@ from musicjax.nn.axes import axes, constrain, linear
 from musicjax.nn.conv import Conv2D, convolve, dropout, mask_frames, max_pool_frequency
 from musicjax.nn.embed import RelativeBias, sinusoids
 from musicjax.nn.forms import TransformerConfig, form
+from musicjax.nn.gru import BiGRU, GRUWeights, bigrus, gru
 from musicjax.nn.norm import BatchNormReLU, norm_relu
 from musicjax.nn.recurrent import BiLSTM, LSTMWeights, bilstms, lstm
 from musicjax.nn.transformer import Transformer, shift_right
@@ -12,9 +13,11 @@ from musicjax.nn.transformer import Transformer, shift_right
 __all__ = [
     "Attention",
     "BatchNormReLU",
+    "BiGRU",
     "BiLSTM",
     "Cache",
     "Conv2D",
+    "GRUWeights",
     "LSTMWeights",
     "LayerCache",
     "RelativeBias",
@@ -22,11 +25,13 @@ __all__ = [
     "TransformerConfig",
     "attend",
     "axes",
+    "bigrus",
     "bilstms",
     "constrain",
     "convolve",
     "dropout",
     "form",
+    "gru",
     "linear",
     "lstm",
     "mask_frames",
