@@ -46,6 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     for build in (
         _add_transcribe,
         _add_pitch,
+        _add_caption,
         _add_models,
         _add_train,
         _add_eval,
@@ -96,7 +97,7 @@ def _add_transcribe(verbs: Any) -> None:
         --onset-threshold and --frame-threshold of Onsets and Frames, are taken as well.
         """,
     )
-    _add_files(verb, "mid")
+    _add_files(verb, ("mid", "csv", "json", "png", "pdf", "svg"))
     _add_model(verb)
     _add_common(verb)
 
@@ -118,7 +119,7 @@ def _add_pitch(verbs: Any) -> None:
         --silence-db, --leap and --decoder (viterbi, local, argmax) of CREPE, are taken as well.
         """,
     )
-    _add_files(verb, "csv")
+    _add_files(verb, ("csv", "mid", "json", "png", "pdf", "svg"))
     verb.add_argument("--hop", type=float, metavar="MS", help="milliseconds a frame (default: 10)")
     verb.add_argument(
         "--not-centred", action="store_true", help="let frames begin at their time, not surround it"
@@ -127,7 +128,55 @@ def _add_pitch(verbs: Any) -> None:
     _add_common(verb)
 
 
-def _add_files(verb: argparse.ArgumentParser, form: str) -> None:
+def _add_caption(verbs: Any) -> None:
+    verb = _verb(
+        verbs,
+        "caption",
+        "write sentences about recordings",
+        """
+        musicjax caption song.flac --weights captioner.safetensors
+        musicjax caption *.mp3 --weights captioner/ -o captions/ --format txt
+        musicjax caption song.flac --weights runs/lp_musiccaps-tiny --beams 1 -o song.json
+        musicjax caption song.flac --weights captioner/ --top-p 0.9 --seed 1
+
+        No captioner has weights of its own here: convert the published ones (musicjax convert
+        transfer.pth --to lp_musiccaps.base -o captioner/captioner.safetensors, with BART's
+        tokenizer.json beside them), or train one (musicjax train lp_musiccaps tiny).
+        """,
+    )
+    _add_files(verb, ("json", "csv", "txt"))
+    verb.add_argument(
+        "--weights",
+        "--model",
+        dest="model",
+        required=True,
+        metavar="FILE_OR_DIR",
+        help="a .safetensors file, its folder, or the folder of a training run",
+    )
+    how = verb.add_mutually_exclusive_group()
+    how.add_argument(
+        "--beams", type=int, metavar="N", help="hypotheses side by side, 1: greedy (default: 5)"
+    )
+    how.add_argument(
+        "--top-p", type=float, metavar="P", help="draw among the likeliest tokens of probability P"
+    )
+    verb.add_argument(
+        "--temperature", type=float, metavar="T", help="of drawing (default: 1 with --top-p)"
+    )
+    verb.add_argument(
+        "--repetition-penalty",
+        type=float,
+        metavar="X",
+        help="above 1: fewer repetitions (default: 1.1 with --top-p, else 1)",
+    )
+    verb.add_argument("--max-tokens", type=int, metavar="N", help="most tokens of a sentence")
+    verb.add_argument("--seed", type=int, default=0, help="of what is drawn (default: 0)")
+    verb.add_argument("--tokenizer", metavar="FILE", help="where it is not beside the weights")
+    _add_common(verb)
+
+
+def _add_files(verb: argparse.ArgumentParser, forms: tuple[str, ...]) -> None:
+    endings = " or ".join(", ".join(f".{form}" for form in forms).rsplit(", ", 1))
     verb.add_argument("files", nargs="+", metavar="FILE", help="recordings: audio or video files")
     verb.add_argument(
         "-o",
@@ -135,14 +184,14 @@ def _add_files(verb: argparse.ArgumentParser, form: str) -> None:
         action="append",
         default=[],
         metavar="OUT",
-        help=".mid, .csv, .json, .png, .pdf or .svg file, or a folder; may be given several times "
+        help=f"{endings} file, or a folder; may be given several times "
         "(default: the current folder)",
     )
     verb.add_argument(
         "--format",
         action="append",
-        choices=("mid", "csv", "json", "png", "pdf", "svg"),
-        help=f"what is written into a folder; may be given several times (default: {form})",
+        choices=forms,
+        help=f"what is written into a folder; may be given several times (default: {forms[0]})",
     )
     verb.add_argument(
         "--skip-existing", action="store_true", help="pass over recordings whose files are there"

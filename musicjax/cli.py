@@ -67,6 +67,17 @@ def pitch(args: argparse.Namespace) -> int:
     return _write_each(args, jobs, pitch_files, hop_ms=args.hop, centred=not args.not_centred)
 
 
+def caption(args: argparse.Namespace) -> int:
+    """Recordings to sentences about them; exit codes as `transcribe`."""
+    from musicjax.tasks.caption import FORMATS
+    from musicjax.tasks.files import caption_files, plan
+
+    jobs = plan(args.files, args.output, args.format or ("json",), known=FORMATS)
+    names = ("beams", "top_p", "temperature", "repetition_penalty", "max_tokens", "tokenizer")
+    given = {name: getattr(args, name) for name in names}
+    return _write_each(args, jobs, caption_files, seed=args.seed, **given)
+
+
 def _write_each(
     args: argparse.Namespace, jobs: Sequence[Any], do: Callable[..., Any], **settings: Any
 ) -> int:
@@ -91,7 +102,8 @@ def _write_each(
                     say(outcome.error)
                 elif not args.json:
                     where = ", ".join(outcome.outputs)
-                    print(f"{outcome.source} -> {where}: {outcome.notes} notes", flush=True)
+                    what = f"{outcome.notes} notes" if outcome.text is None else outcome.text
+                    print(f"{outcome.source} -> {where}: {what}", flush=True)
     if failed and len(jobs) > 1:
         say(f"{failed} of {len(jobs)} recordings failed; the others are done.")
     return 0 if not failed else 1 if failed < len(jobs) else 2
@@ -159,7 +171,7 @@ def train(args: argparse.Namespace) -> int:
 
     config = parse_overrides(config, rest)
     from musicjax.infer import keep_compiled
-    from musicjax.tasks.transcribe import evaluation
+    from musicjax.tasks.loading import evaluation
 
     keep_compiled()
     print(run(config, evaluate=evaluation(config)))
@@ -339,10 +351,16 @@ def _total_seconds(paths: Sequence[Path]) -> float | None:
     return total or None
 
 
-_TASK_OF_VERB = {"transcribe": "transcribe", "eval": "transcribe", "pitch": "pitch"}
+_TASK_OF_VERB = {
+    "transcribe": "transcribe",
+    "eval": "transcribe",
+    "pitch": "pitch",
+    "caption": "caption",
+}
 _VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "transcribe": transcribe,
     "pitch": pitch,
+    "caption": caption,
     "models": models,
     "train": train,
     "eval": evaluate,

@@ -4,6 +4,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from musicjax.tasks.caption import Caption as Caption
+    from musicjax.tasks.caption import Captioner as Captioner
     from musicjax.tasks.loading import load as load
     from musicjax.tasks.pitch import PitchTrack as PitchTrack
     from musicjax.tasks.pitch import PitchTracker as PitchTracker
@@ -12,6 +14,8 @@ if TYPE_CHECKING:
     from musicjax.tasks.transcribe import evaluate as evaluate
 
 _EXPORTS = {
+    "Caption": "caption",
+    "Captioner": "caption",
     "PitchTrack": "pitch",
     "PitchTracker": "pitch",
     "Transcriber": "transcribe",

@@ -10,6 +10,7 @@ from musicjax.errors import MusicJaxError, OutputError
 from musicjax.files import check_writable
 
 if TYPE_CHECKING:
+    from musicjax.tasks.caption import Captioner
     from musicjax.tasks.pitch import PitchTracker
     from musicjax.tasks.transcribe import Transcriber
 
@@ -33,23 +34,26 @@ class Outcome:
     notes: int = 0
     duration_s: float = 0.0
     error: str | None = None
+    text: str | None = None  # of a caption
 
 
 def plan(
     sources: Sequence[str | os.PathLike[str]],
     outputs: Sequence[str | os.PathLike[str]] = (),
     formats: Sequence[str] = ("mid",),
+    *,
+    known: Sequence[str] = FORMATS,
 ) -> list[Job]:
     """Where each recording's result goes, checked before any work is done.
 
     An output with a known ending is a file, for one recording. Any other is a folder, made if it
     is missing, that gets `name.format` for each recording and format; without outputs the current
-    folder does. Existing files will be replaced as a whole.
+    folder does. Existing files will be replaced as a whole. `known` are the endings of the verb.
 
     Raises OutputError when an output is also an input, when two recordings would go to one file,
     when one file is asked for several recordings, and when something cannot be written.
     """
-    jobs = [Job(Path(source), tuple(_targets(source, outputs, formats))) for source in sources]
+    jobs = [Job(Path(s), tuple(_targets(s, outputs, formats, known))) for s in sources]
     inputs = {os.path.realpath(job.source) for job in jobs}
     taken: dict[str, Path] = {}
     for job in jobs:
@@ -73,15 +77,16 @@ def _targets(
     source: str | os.PathLike[str],
     outputs: Sequence[str | os.PathLike[str]],
     formats: Sequence[str],
+    known: Sequence[str],
 ) -> Iterator[Path]:
     for output in outputs or (".",):
         path = Path(output).expanduser()
         is_folder = path.is_dir() or os.fspath(output).endswith(("/", os.sep)) or not path.suffix
         if not is_folder or (path.exists() and not path.is_dir()):
-            if path.suffix.lower() not in FORMATS:
+            if path.suffix.lower() not in known:
                 raise OutputError(
                     f"the output {output} has no known ending; give a folder, or a file ending in "
-                    f"{', '.join(FORMATS)}."
+                    f"{', '.join(known)}."
                 )
             yield path
             continue
@@ -124,6 +129,17 @@ def pitch_files(
     return _written(jobs, tracker.pitch_many(sources, progress=progress, **options))
 
 
+def caption_files(
+    captioner: "Captioner",
+    jobs: Sequence[Job],
+    *,
+    progress: Callable[[int, float], None] | None = None,
+) -> Iterator[Outcome]:
+    """Caption each recording and write its sentences; as `transcribe_files`."""
+    sources: Iterable[Path] = (job.source for job in jobs)
+    return _written(jobs, captioner.caption_many(sources, progress=progress))
+
+
 def _written(jobs: Sequence[Job], results: Iterable[Any]) -> Iterator[Outcome]:
     for job, result in zip(jobs, results, strict=True):
         name = str(job.source)
@@ -135,7 +151,9 @@ def _written(jobs: Sequence[Job], results: Iterable[Any]) -> Iterator[Outcome]:
         except MusicJaxError as error:
             yield Outcome(name, (), error=_sentence(error))
             continue
-        yield Outcome(name, written, len(result.notes), round(result.duration_s, 3))
+        text = getattr(result, "text", None)
+        count = len(result.notes) if text is None else 0
+        yield Outcome(name, written, count, round(result.duration_s, 3), text=text)
 
 
 def _sentence(error: Exception) -> str:

@@ -11,9 +11,11 @@ from musicjax.errors import ConfigError
 from musicjax.types import Policy
 
 _TASKS = {  # System.task -> class
+    "caption": "musicjax.tasks.caption:Captioner",
     "pitch": "musicjax.tasks.pitch:PitchTracker",
     "transcribe": "musicjax.tasks.transcribe:Transcriber",
 }
+_EVALUATIONS = {"caption": "caption"}  # modules; every other task is scored by its notes
 
 
 def load(
@@ -29,7 +31,8 @@ def load(
 
     Args:
       name: `system.tag` as listed by `musicjax models`, or the path of a .safetensors file.
-      task: what it is to be used for ("transcribe", "pitch"); None takes whatever the model does.
+      task: what it is to be used for ("transcribe", "pitch", "caption"); None takes whatever the
+        model does.
       device: "cpu", "gpu" or "cuda:1"; None takes the one that jax prefers.
       policy: dtypes; None keeps the ones stored with the weights.
       progress: called with bytes there and bytes in all while weights are downloaded.
@@ -64,3 +67,12 @@ def _check_task(name: str, system: registry.System, task: str) -> None:
             f"{name} does {system.task!r}, not {task!r}; {', '.join(sorted(able))} "
             f"{'does' if len(able) == 1 else 'do'}: `musicjax models` lists them."
         )
+
+
+def evaluation(run: Any) -> Callable[[Any], dict[str, float]] | None:
+    """The evaluation that a training run asks for, by the task of its system.
+
+    `run` is a `musicjax.train.RunConfig`; None where it validates on nothing.
+    """
+    module = _EVALUATIONS.get(registry.find_system(run.system).task, "transcribe")
+    return importlib.import_module(f"musicjax.tasks.{module}").evaluation(run)
