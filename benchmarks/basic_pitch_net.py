@@ -1,7 +1,7 @@
 """Basic Pitch against onnxruntime and the authors' package: the network, and a file to its notes.
 
-    python benchmarks/basic_pitch.py --weights nmp.onnx     # the authors' file
-    python benchmarks/basic_pitch.py                        # or through the package index
+    python benchmarks/basic_pitch_net.py --weights nmp.onnx     # the authors' file
+    python benchmarks/basic_pitch_net.py                        # or through the package index
 
 Both sides get the same weights, and the same windows in the same batches, and are checked to give
 the same before the clock starts: posteriors to 2e-4, and in the second case the same notes. Needs
