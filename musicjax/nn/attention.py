@@ -99,7 +99,7 @@ class Attention(nnx.Module):
         self.key = make(width, joined, inward, init=init)
         self.value = make(width, joined, inward, init=init)
         self.out = make(joined, width, inward[::-1], init=init)
-        self.num_heads = num_heads
+        self.num_heads, self.head_dim = num_heads, head_dim
         self.scale = head_dim**-0.5 if scaled else 1.0
         self.dropout = dropout
 
@@ -142,20 +142,54 @@ class Attention(nnx.Module):
         return self.out(y.reshape(*y.shape[:2], -1))
 
 
+def _stored(x: Float[Array, "B S H K"]) -> Float[Array, "B H K S"]:
+    return x.transpose(0, 2, 3, 1)
+
+
+def _read(x: Float[Array, "B H K S"]) -> Float[Array, "B S H K"]:
+    return x.transpose(0, 3, 1, 2)
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LayerCache:
-    """What one decoder layer remembers: its own keys and values, and those of the encoder."""
+    """What one decoder layer remembers: its own keys and values, and those of the encoder.
 
-    keys: Float[Array, "B L H K"]
-    values: Float[Array, "B L H K"]
-    cross_keys: Float[Array, "B S H K"] | None
-    cross_values: Float[Array, "B S H K"] | None
+    Positions come last, as in T5X: the products with a single query then read memory as it lies.
+    With positions before heads, all of it would be transposed for every token.
+    """
+
+    keys: Float[Array, "B H K L"]
+    values: Float[Array, "B H K L"]
+    cross_keys: Float[Array, "B H K S"] | None
+    cross_values: Float[Array, "B H K S"] | None
+
+    @classmethod
+    def empty(
+        cls,
+        batch: int,
+        max_length: int,
+        layer: Attention,
+        dtype: jnp.dtype,
+        crossed: tuple[Float[Array, "B S H K"], Float[Array, "B S H K"]] | None,
+    ) -> "LayerCache":
+        """Room for `max_length` tokens, and keys and values of the encoder if there is one."""
+        shape = (batch, layer.num_heads, layer.head_dim, max_length)
+        zeros = constrain(jnp.zeros(shape, dtype), "batch", "heads", "kv", None)
+        keys, values = (None, None) if crossed is None else map(_stored, crossed)
+        return cls(zeros, zeros, keys, values)
 
     @property
-    def crossed(self) -> tuple[Float[Array, "B S H K"] | None, Float[Array, "B S H K"] | None]:
-        """Keys and values of the encoder, or two times None."""
-        return self.cross_keys, self.cross_values
+    def own(self) -> tuple[Float[Array, "B L H K"], Float[Array, "B L H K"]]:
+        """Keys and values of the tokens."""
+        return _read(self.keys), _read(self.values)
+
+    @property
+    def crossed(self) -> tuple[Float[Array, "B S H K"], Float[Array, "B S H K"]] | None:
+        """Keys and values of the encoder, if there is one."""
+        if self.cross_keys is None or self.cross_values is None:
+            return None
+        return _read(self.cross_keys), _read(self.cross_values)
 
     def extended(
         self,
@@ -170,8 +204,8 @@ class LayerCache:
         rows = jnp.arange(keys.shape[0])[:, None]
         return replace(
             self,
-            keys=self.keys.at[rows, positions].set(keys, mode="drop"),
-            values=self.values.at[rows, positions].set(values, mode="drop"),
+            keys=self.keys.at[rows, :, :, positions].set(keys, mode="drop"),
+            values=self.values.at[rows, :, :, positions].set(values, mode="drop"),
         )
 
 
@@ -191,7 +225,7 @@ class Cache:
     @property
     def max_length(self) -> int:
         """How many tokens a row can hold."""
-        return self.layers[0].keys.shape[1]
+        return self.layers[0].keys.shape[-1]
 
     def take(self, rows: Int[Array, "R"]) -> "Cache":
         """The cache of these rows, in this order: what beams that changed places need."""
@@ -208,13 +242,14 @@ class Cache:
             return x.at[rows].set(new, mode="drop")
 
         def start(x: jax.Array, new: jax.Array) -> jax.Array:
-            return x.at[rows, : new.shape[1]].set(new, mode="drop")
+            return x.at[rows, :, :, : new.shape[-1]].set(new, mode="drop")
 
         layers = (
             LayerCache(
                 start(mine.keys, new.keys),
                 start(mine.values, new.values),
-                *jax.tree.map(whole, mine.crossed, new.crossed),
+                jax.tree.map(whole, mine.cross_keys, new.cross_keys),
+                jax.tree.map(whole, mine.cross_values, new.cross_values),
             )
             for mine, new in zip(self.layers, other.layers, strict=True)
         )
@@ -228,8 +263,8 @@ class Cache:
         """
 
         def fit(x: jax.Array) -> jax.Array:
-            more = max(max_length - x.shape[1], 0)
-            return jnp.pad(x[:, :max_length], ((0, 0), (0, more), (0, 0), (0, 0)))
+            more = max(max_length - x.shape[-1], 0)
+            return jnp.pad(x[..., :max_length], ((0, 0), (0, 0), (0, 0), (0, more)))
 
         layers = (replace(c, keys=fit(c.keys), values=fit(c.values)) for c in self.layers)
         return replace(self, layers=tuple(layers))

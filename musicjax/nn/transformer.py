@@ -59,6 +59,17 @@ def _embedding(rows: int, name: str | None, config: TransformerConfig, rngs: nnx
     )
 
 
+def _look_up(
+    embedder: Any, ids: Int[Array, "#B T"], rows: str | None = None
+) -> Float[Array, "#B T D"]:
+    """Rows of a table, of which a mesh may cut only the axis `rows`.
+
+    Rows that were cut along their width as the table is could only be laid out along the batch by
+    gathering all of them on every device; gathering the table is cheaper, as for any weight.
+    """
+    return jnp.take(constrain(embedder.embedding[...], rows, None), ids, axis=0)
+
+
 def _norm(config: TransformerConfig, rngs: nnx.Rngs) -> nnx.Module:
     """RMS or layer norm with float32 statistics."""
     fields: dict[str, Any] = {
@@ -153,13 +164,14 @@ class Layer(nnx.Module):
         k, v = self.attention.keys_values(y)
         if cache is not None:
             cache = cache.extended(k, v, positions)  # type: ignore[arg-type]
-            k, v = cache.keys, cache.values
+            k, v = cache.own
         y = self.attention(y, k, v, bias=bias, mask=mask, causal=causal, key=keys[0])
         x = self._after(self.attention_norm, x, y, keys[1])
 
         if self.cross_attention is not None:
             y = self._before(self.cross_attention_norm, x)
-            k, v = cache.crossed if cache else self.cross_attention.keys_values(encoded)
+            crossed: Any = cache.crossed if cache else self.cross_attention.keys_values(encoded)
+            k, v = crossed
             y = self.cross_attention(y, k, v, mask=encoded_mask, key=keys[2])
             x = self._after(self.cross_attention_norm, x, y, keys[3])
 
@@ -213,12 +225,12 @@ class Stack(nnx.Module):
     ) -> Float[Array, "B T D"]:
         """What the first layer reads: `x` with its positions (all below `limit`) added."""
         if self.position_embedder is not None:
-            x = x + self.position_embedder(positions + self.config.position_offset)
+            x = x + _look_up(self.position_embedder, positions + self.config.position_offset)
         if self.config.positions == "sinusoid":
             x = x + jnp.asarray(sinusoids(limit, self.config.d_model))[positions]
         if self.type_embedder is not None:
             types = jnp.zeros(x.shape[:2], int) if token_types is None else token_types
-            x = x + self.type_embedder(types)
+            x = x + _look_up(self.type_embedder, types)
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
         x = _drop(x, self.config.dropout, key).astype(self.config.policy.compute)
@@ -375,16 +387,15 @@ class Transformer(nnx.Module):
             batch = encoded.shape[0]
         elif batch is None:
             raise ConfigError("init_cache needs batch, the number of rows, without an encoder.")
-        shape = (batch, max_length, config.num_heads, config.head_dim)
-        zeros = constrain(jnp.zeros(shape, config.policy.compute), "batch", None, "heads", "kv")
+        make = partial(LayerCache.empty, batch, max_length, dtype=config.policy.compute)
         layers = []
         with self._precision():
             for layer in decoder.layers:
                 cross = layer.cross_attention
-                crossed: Any = (None, None)
+                crossed = None
                 if cross is not None and encoded is not None:
                     crossed = cross.keys_values(encoded)
-                layers.append(LayerCache(zeros, zeros, *crossed))
+                layers.append(make(layer.attention, crossed=crossed))
         return Cache(tuple(layers), encoded_mask, jnp.zeros((batch,), jnp.int32))
 
     def step(self, tokens: Int[Array, "B"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
@@ -427,7 +438,7 @@ class Transformer(nnx.Module):
         return constrain(y, "batch", "length", "vocab")
 
     def _embedded(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        return self.token_embedder(tokens) * self.config.embedding_scale
+        return _look_up(self.token_embedder, tokens, "vocab") * self.config.embedding_scale
 
     def _inputs(self, inputs: Int[Array, "B S"] | Float[Array, "B S F"]) -> Float[Array, "B S D"]:
         config = self.config
