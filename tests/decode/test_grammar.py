@@ -70,8 +70,8 @@ def test_nothing_illegal_is_ever_drawn(seed):
 def test_without_a_grammar_the_network_is_free():
     """Faithful decoding: no mask, so what the network says comes out, legal or not."""
     config = GenerateConfig(max_length=20, end_tokens=(END,))
-    weights, inputs, key = toy_weights(), toy_inputs(16), jax.random.key(0)
-    free = decode(weights, inputs, key, config)
+    weights, inputs = toy_weights(), toy_inputs(16)
+    free = decode(weights, inputs, jax.random.key(0), config)
     said = [t[:n].tolist() for t, n in zip(free.tokens, free.lengths, strict=True)]
     assert not all(map(is_legal, said))
     expected = greedy_without_cache(weights, inputs, 20)
@@ -83,8 +83,8 @@ def test_what_is_legal_anyway_is_not_changed():
         np.zeros((1, 1), int), np.ones((1, 1), bool), np.zeros(VOCABULARY, int)
     )
     config = GenerateConfig(max_length=20, end_tokens=(END,))
-    weights, inputs = toy_weights(), toy_inputs(8)
-    free = decode(weights, inputs, None, config)
+    weights, inputs = toy_weights(), toy_inputs(16)
+    free = decode(weights, inputs, jax.random.key(0), config)
     masked = decode(weights, inputs, None, config, everything)
     np.testing.assert_array_equal(masked.tokens, free.tokens)
     np.testing.assert_allclose(masked.scores, free.scores, atol=1e-5)
