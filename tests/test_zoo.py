@@ -151,8 +151,10 @@ def test_activations_are_finite_and_decode(zoo):
     for name, roll in heard.items():
         assert roll.shape[0] == len(zoo.audio), name
         assert roll.dtype == jnp.float32, name
-    heard = {name: np.asarray(roll[0]) for name, roll in heard.items()}
     model = nnx.merge(zoo.graph, zoo.state)
+    if hasattr(model, "hear"):  # it decides in segments, which its own tests read
+        return
+    heard = {name: np.asarray(roll[0]) for name, roll in heard.items()}
     if hasattr(model, "prefill"):  # it writes tokens, one segment after the other
         heard = written(model, zoo.audio[0])
     zoo.system.resolve("decode")(heard, zoo.config)
@@ -172,10 +174,10 @@ def test_an_item_does_not_hear_its_batch(zoo):
 
 
 def test_padding_is_not_heard(zoo):
-    frames, bins = 9, zoo.config.frontend.num_bins
+    frames, shape = 9, getattr(zoo.config, "feature_shape", (zoo.config.frontend.num_bins,))
     rng = np.random.default_rng(3)
-    features = rng.normal(size=(2, frames, bins)).astype(np.float32)
-    padding = 100 * rng.normal(size=(2, 5, bins)).astype(np.float32)
+    features = rng.normal(size=(2, frames, *shape)).astype(np.float32)
+    padding = 100 * rng.normal(size=(2, 5, *shape)).astype(np.float32)
     mask = np.arange(frames + 5) < np.full((2, 1), frames)
     run = jax.jit(lambda state, x, mask: nnx.merge(zoo.graph, state)(x, mask=mask))
     alone = run(zoo.state, features, None)
@@ -261,8 +263,13 @@ def compare_devices(name):
     many = step(state, split, jax.random.key(0))
 
     def largest(a, b):
-        gaps = jax.tree.map(lambda x, y: np.abs(np.asarray(x) - np.asarray(y)).max(), a, b)
-        return float(max(jax.tree.leaves(gaps)))
+        """Of all differences, relative where numbers are above 1, as sums over a second may be."""
+
+        def gap(x, y):
+            x, y = np.asarray(x), np.asarray(y)
+            return np.abs(x - y).max() / max(np.abs(x).max(), 1.0)
+
+        return float(max(jax.tree.leaves(jax.tree.map(gap, a, b))))
 
     report = {
         "devices": jax.device_count(),

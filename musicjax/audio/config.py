@@ -17,7 +17,7 @@ _CHOICES = {
     "log": ("none", "ln", "log10", "db"),
     "log_floor_mode": ("clamp", "add", "replace"),
     "range_scope": ("clip", "batch"),
-    "standardise": ("none", "frame", "frame_unbiased", "all_frames"),
+    "standardise": ("none", "frame", "frame_unbiased", "all_frames", "all_channels"),
 }
 
 
@@ -39,9 +39,11 @@ class FrontendConfig:
       whole_hops         first pad with zeros to a whole number of hops.
       drop_last_frame    leave out the last frame.
       standardise        subtract the mean and divide by the deviation of each "frame" before the
-                         window ("frame_unbiased" divides by N - 1), or of "all_frames" of the
-                         clip together (unbiased); "none" leaves the samples alone.
-      standardise_floor  smallest deviation divided by.
+                         window ("frame_unbiased" divides by N - 1), of "all_frames" of the clip
+                         together, or of those of "all_channels" of the axis before time together
+                         (both unbiased); "none" leaves the samples alone.
+      standardise_floor  smallest deviation divided by; over many frames it is added to the
+                         deviation instead.
     Spectrum
       features           "spectrum": |X|^power; "real": |Re X|^power, a published slip that weights
                          depend on; "frames": the windowed samples themselves, no DFT.
@@ -81,7 +83,7 @@ class FrontendConfig:
     drop_last_sample: bool = False
     whole_hops: bool = False
     drop_last_frame: bool = False
-    standardise: Literal["none", "frame", "frame_unbiased", "all_frames"] = "none"
+    standardise: Literal["none", "frame", "frame_unbiased", "all_frames", "all_channels"] = "none"
     standardise_floor: float = 1e-8
     features: Literal["spectrum", "real", "frames"] = "spectrum"
     power: float = 2.0

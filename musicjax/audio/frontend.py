@@ -65,7 +65,7 @@ def spectrogram(
     mask = None if lengths is None else frame_mask(lengths, audio.shape[-1], config)
     signal = padded_signal(audio, config, lengths)
     total = num_frames(audio.shape[-1], config)
-    if config.standardise == "all_frames":
+    if config.standardise in ("all_frames", "all_channels"):
         signal = _standardise_signal(signal, mask, total, config)
     weights: Array | np.ndarray = _weights(config)
     if window is not None:
@@ -189,15 +189,16 @@ def _standardise_signal(
 
     Frames need not be made for that: a sample's weight is the number of frames it lies in.
     """
+    axes = (-2, -1) if config.standardise == "all_channels" else (-1,)
     counted = jnp.ones(total, bool) if mask is None else mask
     ones = jnp.broadcast_to(counted, (*signal.shape[:-1], total)).astype(jnp.float32)
     frames = jnp.broadcast_to(ones[..., None], (*ones.shape, config.fft_length))
     counts = stft.pad_end(stft.overlap_add(frames, config.hop_length), signal.shape[-1])
     counts = counts[..., : signal.shape[-1]]
-    number = ones.sum(axis=-1, keepdims=True) * config.fft_length
-    mean = (signal * counts).sum(axis=-1, keepdims=True) / number
-    variance = ((signal - mean) ** 2 * counts).sum(axis=-1, keepdims=True) / (number - 1)
-    return (signal - mean) / jnp.maximum(stft.safe_sqrt(variance), config.standardise_floor)
+    number = ones.sum(axis=axes, keepdims=True) * config.fft_length
+    mean = (signal * counts).sum(axis=axes, keepdims=True) / number
+    variance = ((signal - mean) ** 2 * counts).sum(axis=axes, keepdims=True) / (number - 1)
+    return (signal - mean) / (stft.safe_sqrt(variance) + config.standardise_floor)
 
 
 def _features(

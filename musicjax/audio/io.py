@@ -77,11 +77,14 @@ def load_audio(source: Source, sample_rate: int | None = None, mono: bool = True
     return Audio(samples, rate)
 
 
-def blocks(source: Source, sample_rate: int, block_s: float = 60.0) -> Iterator[np.ndarray]:
+def blocks(
+    source: Source, sample_rate: int, block_s: float = 60.0, *, mono: bool = True
+) -> Iterator[np.ndarray]:
     """Read a recording of any length as mono float32 blocks, in bounded memory.
 
     Every block has round(block_s * sample_rate) samples but the last. Put together they are exactly
     what `load_audio(source, sample_rate)` gives, because resampling runs on across their borders.
+    Without `mono` they are (C, N).
     Raises AudioError as `load_audio` does, at the block where the trouble is.
     """
     size = round(block_s * sample_rate)
@@ -89,19 +92,20 @@ def blocks(source: Source, sample_rate: int, block_s: float = 60.0) -> Iterator[
         raise AudioError(f"block_s is {block_s} s; a block must hold at least one sample.")
     name, waiting, count, seen = _name(source), [], 0, 0
     with _open(source) as decoder:
-        for piece in _resampled(decoder, _target_rate(sample_rate, decoder.sample_rate), True):
-            waiting.append(piece[:, 0])
+        for piece in _resampled(decoder, _target_rate(sample_rate, decoder.sample_rate), mono):
+            waiting.append(piece[:, 0] if mono else piece)
             count += len(piece)
             if count < size:
                 continue
             joined = np.concatenate(waiting)
             whole = len(joined) // size * size
             for start in range(0, whole, size):
-                yield _checked(joined[start : start + size], sample_rate, name)
+                yield _checked(joined[start : start + size].T, sample_rate, name)
             seen += whole
             waiting, count = [joined[whole:]], len(joined) - whole
     if count or not seen:
-        yield _checked(np.concatenate(waiting) if waiting else np.zeros(0), sample_rate, name)
+        joined = np.concatenate(waiting) if waiting else np.zeros(0)
+        yield _checked(joined.T, sample_rate, name)
 
 
 def probe(source: Source) -> AudioInfo:

@@ -98,7 +98,7 @@ def _frames_in(seconds: float, *, sample_rate: int, hop: int) -> int:
 class Window:
     """One window of a recording: its samples, where it stands, and which of its frames count."""
 
-    samples: np.ndarray  # (N,) float32
+    samples: np.ndarray  # (N,) float32; (2, N) where the layout asks for stereo
     first_frame: int  # of the window, counted in the recording
     frames: int  # that are sound; the rest is filled up with zeros
     keep: slice  # frames of the window that go into the result

@@ -83,8 +83,17 @@ def as_recording(
     return Audio(samples, int(sample_rate))
 
 
-def sample_blocks(recording: Recording, sample_rate: int) -> Iterator[np.ndarray]:
-    """Mono float32 blocks of about a minute at `sample_rate`, in bounded memory."""
+def sample_blocks(
+    recording: Recording, sample_rate: int, *, stereo: bool = False
+) -> Iterator[np.ndarray]:
+    """Mono float32 blocks of about a minute at `sample_rate`, in bounded memory.
+
+    With `stereo` a recording of two channels gives (2, N); any other is mono all the same.
+    """
+    if stereo:
+        for block in _all_channels(recording, sample_rate):
+            yield block if len(block) == 2 else block.mean(axis=0)
+        return
     if not isinstance(recording, Audio):
         yield from blocks(recording, sample_rate, BLOCK_S)
         return
@@ -96,6 +105,19 @@ def sample_blocks(recording: Recording, sample_rate: int) -> Iterator[np.ndarray
         last = start + size >= recording.samples.shape[-1]
         block = block.astype(np.float32)
         yield block if own == sample_rate else resampler.resample_chunk(block, last=last)
+
+
+def _all_channels(recording: Recording, sample_rate: int) -> Iterator[np.ndarray]:
+    """Blocks (C, N) of a recording of any number of channels."""
+    if not isinstance(recording, Audio):
+        yield from blocks(recording, sample_rate, BLOCK_S, mono=False)
+        return
+    channels = recording.samples if recording.samples.ndim == 2 else recording.samples[None]
+    single = (
+        sample_blocks(Audio(channel, recording.sample_rate), sample_rate) for channel in channels
+    )
+    for pieces in zip(*single, strict=True):
+        yield np.stack(pieces)
 
 
 def part_of(recording: Recording, start_s: float, end_s: float) -> Audio | None:
@@ -137,8 +159,9 @@ class _Reading:
                 self.failures[index] = error
 
     def _counted(self, index: int, recording: Recording) -> Iterator[np.ndarray]:
-        for block in sample_blocks(recording, self.sample_rate):
-            self.samples[index] += len(block)
+        stereo = getattr(self.layout, "stereo", False)
+        for block in sample_blocks(recording, self.sample_rate, stereo=stereo):
+            self.samples[index] += block.shape[-1]
             yield block
         if not self.samples[index]:
             raise AudioError(f"recording {index + 1} holds no samples; give a longer one.")

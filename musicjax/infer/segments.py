@@ -9,6 +9,7 @@ The model has
 
     segment_samples, segment_hop, segment_lead   samples of a segment, from one to the next, and
                                                  of silence before and after a recording
+    hear_stereo                                  if True, `hear` also takes (B, 2, N)
     hear(audio (B, N)) -> heard                  a pytree that stays on the device; its tuple
                                                  `decisions`, (B * S, T) each, goes to the host
     reader() -> reader                           one for each recording. `intervals(*decisions)`
@@ -42,6 +43,7 @@ class Segmentation:
     samples   of one segment
     step      from the start of one segment to the start of the next
     lead      of silence before a recording and after it
+    stereo    whether recordings of two channels keep them
     beyond    how far behind that a segment may begin: 1 where a recording that ends with a
               segment is followed by one of silence, as MT3 has it
     """
@@ -51,11 +53,12 @@ class Segmentation:
     lead: int
     batch_size: int
     beyond: int = 0
+    stereo: bool = False
 
     hop: ClassVar[int] = 1  # a `Window`, counted in frames elsewhere, counts samples here
 
 
-def segments(blocks: Iterable[Float[np.ndarray, "_"]], plan: Segmentation) -> Iterator[Window]:
+def segments(blocks: Iterable[Float[np.ndarray, "*C _"]], plan: Segmentation) -> Iterator[Window]:
     """Cut a recording that comes in blocks of any size, silence before and after it included.
 
     Segment k begins at sample k * step - lead; there are as many as begin before the silence after
@@ -63,21 +66,24 @@ def segments(blocks: Iterable[Float[np.ndarray, "_"]], plan: Segmentation) -> It
     """
     buffer, begin, heard = np.zeros(plan.lead, np.float32), -plan.lead, 0
     for block in blocks:
-        heard += len(block)
-        buffer = np.concatenate([buffer, np.asarray(block, np.float32)])
-        while len(buffer) >= plan.samples:
+        if not heard:
+            buffer = np.zeros((*block.shape[:-1], plan.lead), np.float32)
+        heard += block.shape[-1]
+        buffer = np.concatenate([buffer, block], axis=-1, dtype=np.float32)
+        while buffer.shape[-1] >= plan.samples:
             yield _segment(buffer, begin, plan, is_last=False)
-            buffer, begin = buffer[plan.step :], begin + plan.step
+            buffer, begin = buffer[..., plan.step :], begin + plan.step
     end = heard + plan.lead + plan.beyond
     while heard and begin < end:
         yield _segment(buffer, begin, plan, is_last=begin + plan.step >= end)
-        buffer, begin = buffer[plan.step :], begin + plan.step
+        buffer, begin = buffer[..., plan.step :], begin + plan.step
 
 
 def _segment(sound: np.ndarray, begin: int, plan: Segmentation, *, is_last: bool) -> Window:
-    samples = np.zeros(plan.samples, np.float32)
-    samples[: len(sound)] = sound[: plan.samples]
-    return Window(samples, begin, min(len(sound), plan.samples), slice(0, plan.step), is_last)
+    heard = min(sound.shape[-1], plan.samples)
+    samples = np.zeros((*sound.shape[:-1], plan.samples), np.float32)
+    samples[..., :heard] = sound[..., :heard]
+    return Window(samples, begin, heard, slice(0, plan.step), is_last)
 
 
 class SegmentRunner:
@@ -89,7 +95,11 @@ class SegmentRunner:
 
     def __init__(self, model: Any, *, batch_size: int, device: jax.Device | None = None) -> None:
         self.layout = Segmentation(
-            model.segment_samples, model.segment_hop, model.segment_lead, batch_size
+            model.segment_samples,
+            model.segment_hop,
+            model.segment_lead,
+            batch_size,
+            stereo=getattr(model, "hear_stereo", False),
         )
         self.device = device
         self._new_reader = model.reader
@@ -104,7 +114,7 @@ class SegmentRunner:
 
     @property
     def programs(self) -> int:
-        """How many programs for hearing have been compiled: one, whatever was heard."""
+        """How many programs for hearing have been compiled: one, and one if there was stereo."""
         return self._hear._cache_size()
 
     def take_weights(self, model: nnx.Module) -> None:
@@ -131,7 +141,9 @@ class SegmentRunner:
             yield from self._read(*pending.popleft(), readers)
 
     def _batch(self, filled: list[tuple[Any, Window]]) -> Any:
-        audio = np.zeros((self.layout.batch_size, self.layout.samples), np.float32)
+        stereo = any(window.samples.ndim == 2 for _, window in filled)
+        channels = (2,) if stereo else ()  # beside stereo, mono is heard on both
+        audio = np.zeros((self.layout.batch_size, *channels, self.layout.samples), np.float32)
         for row, (_, window) in enumerate(filled):
             audio[row] = window.samples
         with contextlib.nullcontext() if self.programs else mending_cache():

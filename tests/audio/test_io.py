@@ -70,6 +70,8 @@ def test_blocks_put_together_are_the_whole(tmp_path, block_s):
     np.testing.assert_array_equal(np.concatenate(pieces), whole)
     assert {len(p) for p in pieces[:-1]} <= {round(block_s * 16_000)}
     assert all(p.dtype == np.float32 and p.ndim == 1 for p in pieces)
+    both = np.concatenate(list(blocks(path, 16_000, block_s, mono=False)), axis=1)
+    np.testing.assert_array_equal(both, load_audio(path, 16_000, mono=False).samples)
 
 
 def test_blocks_hold_a_bounded_part_of_the_file(tmp_path, monkeypatch):
