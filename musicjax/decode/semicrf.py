@@ -12,9 +12,10 @@ may stand where a longer one ends or begins, but not within it. Y. Yan, F. Cwitk
 There are T (T + 1) / 2 intervals, too many to keep for 90 sequences of 700 frames and a batch. So
 scores are asked for in panels, a few dozen start frames at a time, from the last frames to the
 first: what comes after a panel is known, and only inside the panel, frames wait for one another.
-Differentiating does the same once more in the other direction and never holds more than a panel.
+Differentiating makes the panels again. How many are held at a time is left to the compiler.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -196,13 +197,31 @@ def _log_partition(
     after = jnp.zeros(single.shape[0], jnp.float32)
     for start in reversed(range(0, count, block)):
         size = min(block, count - start)
-        # Panels are made again when differentiating: keeping them is what would take the memory.
-        inside = jax.checkpoint(partial(_log_block, start=start, size=size))(
-            scores, lengths, bonus, values, after, gain[:, start : start + size]
+        inside = _made_again(partial(_log_block, start=start, size=size))(
+            (scores, lengths, bonus, values, after, gain[:, start : start + size])
         )
         values = jnp.concatenate([inside, values], axis=1)
         after = inside[:, 0]
     return after
+
+
+def _made_again(block: Callable[..., Array]) -> Callable[[tuple], Array]:
+    """The block, whose panel is made once more when differentiating, and not before its turn.
+
+    Keeping the panels is what would take the memory. `jax.checkpoint` does not keep them either,
+    but lets the compiler make them all at once; here each waits for the gradient of the one before.
+    """
+    remade = jax.custom_vjp(lambda given: block(*given))
+
+    def forward(given: tuple) -> tuple[Array, tuple]:
+        return block(*given), given
+
+    def backward(given: tuple, cotangent: Array) -> tuple:
+        given, cotangent = jax.lax.optimization_barrier((given, cotangent))
+        return jax.vjp(lambda given: block(*given), given)[1](cotangent)
+
+    remade.defvjp(forward, backward)
+    return remade
 
 
 def _log_block(

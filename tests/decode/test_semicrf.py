@@ -153,16 +153,3 @@ def test_huge_scores_stay_finite():
     assert found.start[0, 2] == pytest.approx(1) and found.end[0, 35] == pytest.approx(1)
     best = BEST(scores, block=8)
     assert follow(*map(np.asarray, best[1:])) == [[(2, 35)]]
-
-
-def test_memory_does_not_grow_with_the_square_of_the_frames():
-    """The compiled gradient keeps panels, not the table of all intervals."""
-
-    def step(end, start, single):
-        return log_partition(ProductScores(end, start, single)).sum()
-
-    vector = jax.ShapeDtypeStruct((16, 512, 8), jnp.float32)
-    single = jax.ShapeDtypeStruct((16, 512), jnp.float32)
-    gradient = jax.jit(jax.grad(step, argnums=(0, 1))).lower(vector, vector, single).compile()
-    table_bytes = 16 * 512 * 512 * 4
-    assert gradient.memory_analysis().temp_size_in_bytes < table_bytes
