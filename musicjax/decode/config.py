@@ -1,7 +1,6 @@
 """How tokens are chosen, and when a row of tokens ends: frozen values, static under `jax.jit`."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 from musicjax.errors import ConfigError
 
@@ -102,7 +101,7 @@ class BeamConfig:
 
     num_beams: int = 5
     length_penalty: float = 1.0
-    early_stopping: bool | Literal["never"] = False
+    early_stopping: bool | str = False
 
     def __post_init__(self) -> None:
         _require(self.num_beams >= 1, "num_beams", self.num_beams, "at least 1")

@@ -201,7 +201,10 @@ class SlotDecoder:
 
     @property
     def compiled(self) -> int:
-        """Programs compiled so far: two, and one for each size of cache that was needed."""
+        """Programs compiled so far: two, and one for each size of cache that was needed.
+
+        Drawn over a mesh they are more by the first round's, whose keys lie elsewhere.
+        """
         jitted: tuple[Any, ...] = (self._encode, self._round)
         return sum(function._cache_size() for function in jitted)
 

@@ -8,29 +8,22 @@ from toy_decoders import END, toy_inputs, toy_prefill, toy_step, toy_weights
 
 from musicjax.decode import GenerateConfig, Segment, SlotDecoder
 
-SEGMENTS = [Segment(x) for x in toy_inputs(37)]
-GREEDY = GenerateConfig(max_length=20, end_tokens=(END,))
-DRAWN = GenerateConfig(max_length=20, end_tokens=(END,), temperature=1.2)
+DRAWN = GenerateConfig(max_length=20, end_tokens=(END,), temperature=1.2, top_k=9)
 
 
 def main():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    decoder = SlotDecoder(toy_prefill, toy_step, DRAWN, slots=16, queue=8, mesh=mesh)
+    segments = [Segment(x) for x in toy_inputs(37)]
     weights, key = toy_weights(end_bias=2.0), jax.random.key(7)
-    decoder = SlotDecoder(toy_prefill, toy_step, GREEDY, slots=16, queue=8, mesh=mesh)
-    greedy = [d.tokens.tolist() for d in decoder.decode(weights, SEGMENTS)]
-    drawn, on_one = (
-        [d.tokens.tolist() for d in each.decode(weights, SEGMENTS, key=key)]
-        for each in (
-            SlotDecoder(toy_prefill, toy_step, DRAWN, slots=8, mesh=mesh),
-            SlotDecoder(toy_prefill, toy_step, DRAWN, slots=8),
-        )
-    )
+    drawn = [d.tokens.tolist() for d in decoder.decode(weights, segments, key=key)]
+    compiled = decoder.compiled
+    fewer = [d.tokens.tolist() for d in decoder.decode(weights, segments[:21], key=key)]
     found = {
         "devices": jax.device_count(),
-        "greedy": greedy,
-        "compiled": decoder.compiled,
+        "compiled_anew": decoder.compiled - compiled,
         "drawn": drawn,
-        "drawn_on_one": on_one,
+        "fewer": fewer,
     }
     print(json.dumps(found))
 

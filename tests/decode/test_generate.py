@@ -1,5 +1,6 @@
 """The decoding loop: same as without a cache, ends when it should, draws as it should."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -40,15 +41,37 @@ def rows(generated):
     return [tokens[:length].tolist() for tokens, length in pairs]
 
 
+ROWS, ROOM = 12, 3  # rows and prompt tokens of the one program that most tests share
+
+
+def greedy(weights, prompts=((),) * ROWS, limits=(LENGTH,) * ROWS):
+    """Greedy decoding of all rows, each with its prompt and its limit."""
+    padded = np.zeros((ROWS, ROOM), np.int32)
+    for row, prompt in zip(padded, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    return decode(
+        weights,
+        toy_inputs(ROWS),
+        prompt=padded,
+        prompt_lengths=np.array([len(prompt) for prompt in prompts]),
+        limits=np.array(limits),
+    )
+
+
 @pytest.fixture(scope="module")
 def weights():
     """Weights under which some rows end early and some never."""
     return toy_weights(end_bias=1.5)
 
 
-def test_greedy_is_the_definition(weights):
-    inputs = toy_inputs(12)
-    got, expected = decode(weights, inputs), greedy_without_cache(weights, inputs, LENGTH)
+@pytest.fixture(scope="module")
+def expected(weights):
+    """All rows from the definition."""
+    return greedy_without_cache(weights, toy_inputs(ROWS), LENGTH)
+
+
+def test_greedy_is_the_definition(weights, expected):
+    got = greedy(weights)
     assert rows(got) == expected
     ended = [row[-1] == END for row in expected]
     assert got.finished.tolist() == ended
@@ -58,39 +81,27 @@ def test_greedy_is_the_definition(weights):
 
 
 def test_score_is_the_log_probability_of_the_tokens(weights):
-    inputs = toy_inputs(3)
-    got = decode(weights, inputs)
+    got = greedy(weights)
+    fed = np.zeros((1, LENGTH), np.int32)
     for i, row in enumerate(rows(got)):
-        fed = np.array([[0, *row[:-1]]])
-        logits = toy_decode(weights, inputs[i : i + 1], fed)[0]
-        expected = jax.nn.log_softmax(logits)[np.arange(len(row)), row].sum()
-        np.testing.assert_allclose(got.scores[i], expected, atol=1e-4)
+        fed[0, 1 : len(row)] = row[:-1]
+        logits = toy_decode(weights, toy_inputs(ROWS)[i : i + 1], fed)[0, : len(row)]
+        summed = jax.nn.log_softmax(logits)[np.arange(len(row)), row].sum()
+        np.testing.assert_allclose(got.scores[i], summed, atol=1e-4)
 
 
 def test_prompts_of_different_lengths(weights):
-    inputs, prompts = toy_inputs(4), [[], [5], [3, 4, 2], [7, 7]]
-    padded = np.zeros((4, 3), np.int32)
-    for row, prompt in zip(padded, prompts, strict=True):
-        row[: len(prompt)] = prompt
-    lengths = np.array([len(p) for p in prompts])
-    got = decode(weights, inputs, prompt=padded, prompt_lengths=lengths)
-    assert rows(got) == greedy_without_cache(weights, inputs, LENGTH, prompts)
+    """An end token in a prompt does not end it."""
+    prompts = [[], [5], [3, 4, 2], [7, 7], [END, 4], [END]] * 2
+    alone = greedy_without_cache(weights, toy_inputs(ROWS), LENGTH, prompts)
+    assert rows(greedy(weights, prompts)) == alone
 
 
-def test_end_token_in_a_prompt_does_not_end_it(weights):
-    inputs, prompt = toy_inputs(2), np.array([[END, 4]] * 2)
-    assert rows(decode(weights, inputs, prompt=prompt)) == greedy_without_cache(
-        weights, inputs, LENGTH, prompt.tolist()
-    )
-
-
-def test_a_limit_cuts_one_row_only(weights):
-    inputs = toy_inputs(4)
-    free = rows(decode(weights, inputs))
-    limits = np.array([LENGTH, 2, 1, LENGTH])
-    cut = decode(weights, inputs, limits=limits)
-    assert rows(cut) == [row[:limit] for row, limit in zip(free, limits, strict=True)]
-    assert cut.finished.tolist() == [r[-1] == END for r in rows(cut)]
+def test_a_limit_cuts_one_row_only(weights, expected):
+    limits = [LENGTH, 2, 1] * 4
+    cut = greedy(weights, limits=limits)
+    assert rows(cut) == [row[:limit] for row, limit in zip(expected, limits, strict=True)]
+    assert cut.finished.tolist() == [row[-1] == END for row in rows(cut)]
 
 
 def test_stops_as_soon_as_all_rows_have_ended():
@@ -109,14 +120,9 @@ def test_stops_as_soon_as_all_rows_have_ended():
     assert len(calls) == 1
 
 
-def test_any_of_several_end_tokens_ends(weights):
-    inputs = toy_inputs(12)
+def test_any_of_several_end_tokens_ends(weights, expected):
     config = GenerateConfig(max_length=LENGTH, end_tokens=(END, 5))
-    for row, free in zip(
-        rows(decode(weights, inputs, config)),
-        greedy_without_cache(weights, inputs, LENGTH),
-        strict=True,
-    ):
+    for row, free in zip(rows(decode(weights, toy_inputs(ROWS), config)), expected, strict=True):
         place = free.index(5) + 1 if 5 in free else len(free)
         assert row == free[:place]
 
@@ -133,20 +139,20 @@ def test_room_grows_while_decoding():
 
 def test_one_token_at_a_time_is_the_same(weights):
     """Streaming: the public step, called by hand."""
-    inputs = toy_inputs(3)
-    state = start(toy_prefill(weights, inputs, LENGTH), GREEDY)
+    state = start(toy_prefill(weights, toy_inputs(ROWS), LENGTH), GREEDY)
     step = jax.jit(lambda w, s: advance(partial(toy_step, w), s, GREEDY))
     while state.running.any():
         state = step(weights, state)
-    whole = decode(weights, inputs)
+    whole = greedy(weights)
     np.testing.assert_array_equal(state.tokens, whole.tokens)
     np.testing.assert_allclose(state.scores, whole.scores, atol=1e-5)
 
 
-def test_exported_loop_gives_the_same(weights):
-    inputs = toy_inputs(2)
+def test_exported_loop_gives_the_same(weights, expected):
+    inputs = toy_inputs(ROWS)
     exported = jax.export.export(jax.jit(lambda w, x: decode(w, x).tokens))(weights, inputs)
-    np.testing.assert_array_equal(exported.call(weights, inputs), decode(weights, inputs).tokens)
+    for tokens, row in zip(exported.call(weights, inputs), expected, strict=True):
+        assert tokens[: len(row)].tolist() == row
 
 
 # Drawing ---------------------------------------------------------------------------------------
@@ -175,13 +181,10 @@ def test_drawn_tokens_have_the_networks_distribution(weights):
     np.testing.assert_allclose(share, expected, atol=0.03)
 
 
-def test_little_temperature_and_one_choice_are_greedy(weights):
-    inputs, greedy = toy_inputs(6), rows(decode(weights, toy_inputs(6)))
-    for fields in ({"temperature": 1e-4}, {"temperature": 1.0, "top_k": 1}):
-        config = GenerateConfig(max_length=LENGTH, end_tokens=(END,), **fields)
-        assert rows(decode(weights, inputs, config, key=jax.random.key(0))) == greedy
-    nucleus = GenerateConfig(max_length=LENGTH, end_tokens=(END,), temperature=1.0, top_p=1e-6)
-    assert rows(decode(weights, inputs, nucleus, key=jax.random.key(0))) == greedy
+def test_one_choice_is_greedy(weights, expected):
+    inputs, key = toy_inputs(ROWS), jax.random.key(0)
+    config = replace(DRAWN, top_k=5, top_p=1e-6)
+    assert rows(decode(weights, inputs, config, key=key)) == expected
 
 
 # Of one length, so that nothing is compiled twice; rounded, so that ties occur.
