@@ -80,9 +80,7 @@ def keep_top_k(logits: Float[Array, "B V"], k: int) -> Float[Array, "B V"]:
     return jnp.where(logits < smallest, FORBIDDEN, logits)
 
 
-def keep_top_p(
-    logits: Float[Array, "B V"], p: float | Float[Array, ""]
-) -> Float[Array, "B V"]:
+def keep_top_p(logits: Float[Array, "B V"], p: float | Float[Array, ""]) -> Float[Array, "B V"]:
     """The fewest likeliest tokens whose probabilities reach p; the others forbidden.
 
     The likeliest token always stays. Tokens exactly as likely as the last one kept stay too, so
