@@ -141,9 +141,14 @@ def _prepare(config: RunConfig, system: System, batches: Any) -> _Run:
     state, shardings = sharded_init(make, mesh)
     step = make_step(graphdef, system.resolve("loss"), optimizer, config.optim, config.seed)
     compiled = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+
+    def step_on_mesh(state: TrainState, batch: Any) -> Any:
+        with on_mesh(mesh):  # models that name the axes of their activations lay them out by it
+            return compiled(state, batch)
+
     if batches is None:
         batches = _batches(config, system)
-    return _Run(config, system, mesh, graphdef, compiled, state, shardings, batches)
+    return _Run(config, system, mesh, graphdef, step_on_mesh, state, shardings, batches)
 
 
 def _make_model(system: System, config: RunConfig) -> nnx.Module:

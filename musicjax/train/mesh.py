@@ -41,7 +41,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
 @contextlib.contextmanager
 def on_mesh(mesh: Mesh) -> Iterator[None]:
-    """Sets the mesh and the library's axis rules while models are built."""
+    """Sets the mesh and the library's axis rules while models are built and steps are traced."""
     with jax.set_mesh(mesh), nnx.logical_axis_rules(RULES):
         yield
 
