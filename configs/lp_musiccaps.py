@@ -21,7 +21,10 @@ from musicjax.models.lp_musiccaps.model import get_config as model_config
 from musicjax.train.config import CheckpointConfig, OptimConfig, RunConfig
 
 _SYSTEM = "lp_musiccaps"
-_SCORE = {"metric": "token_nats", "mode": "min"}
+
+
+def _saved(every: int) -> CheckpointConfig:
+    return CheckpointConfig(save_every=every, metric="token_nats", mode="min")
 
 
 def get_config(variant: str = "base") -> RunConfig:
@@ -43,7 +46,7 @@ def _tiny() -> RunConfig:
             train=("captions:",), valid=("captions:",), clip_s=5.0, batch_size=8, augment=None
         ),
         optim=OptimConfig(lr=3e-3, warmup_steps=10, ema_decay=0.98),
-        checkpoint=CheckpointConfig(save_every=50, **_SCORE),
+        checkpoint=_saved(50),
         steps=100,
         eval_every=100,
         log_every=10,
@@ -72,7 +75,7 @@ def _small() -> RunConfig:
         optim=OptimConfig(
             name="adafactor", lr=1e-3, schedule="constant", warmup_steps=1000, clip_norm=0.0
         ),
-        checkpoint=CheckpointConfig(save_every=1000, **_SCORE),
+        checkpoint=_saved(1000),
         steps=100_000,
         eval_every=2000,
         log_every=100,
@@ -89,7 +92,7 @@ def _base() -> RunConfig:
         model=model_config("base"),
         data=replace(_data(256), augment=None),
         optim=OptimConfig(name="adamw", lr=1e-4, warmup_steps=4000, ema_decay=0.0),
-        checkpoint=CheckpointConfig(save_every=1000, **_SCORE),
+        checkpoint=_saved(1000),
         steps=131_072,
         eval_every=4000,
         log_every=100,

@@ -5,7 +5,7 @@ Instrument-Agnostic Model for Polyphonic Note Transcription and Multipitch Estim
 Notes are made of its three posteriors in `note_creation.py`; `card.md` tells where this differs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
@@ -93,7 +93,7 @@ def get_config(variant: str = "base") -> BasicPitchConfig:
     base (also called icassp2022): the published model. small: the same. tiny: the same network
     with few channels, for tests.
     """
-    variants = {
+    variants: dict[str, Callable[[], BasicPitchConfig]] = {
         "base": BasicPitchConfig,
         "icassp2022": BasicPitchConfig,
         "small": BasicPitchConfig,

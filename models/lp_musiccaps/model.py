@@ -99,7 +99,7 @@ def get_config(variant: str = "base") -> CaptionerConfig:
     MT3, over bytes, to be trained anew. tiny: BART's form at a width for tests, over the words of
     the built-in sentences. tiny_t5: the same in T5's form.
     """
-    new = {"db_shift": 40.0, "db_scale": 1 / 40, "no_repeat_ngram": 0}
+    new: dict[str, Any] = {"db_shift": 40.0, "db_scale": 1 / 40, "no_repeat_ngram": 0}
     small = {
         "d_model": 32,
         "num_heads": 2,

@@ -108,16 +108,19 @@ def _plan(config: CQTConfig) -> _Plan:
     kernel = _kernels(quality, rate_s, lowest, bins)
     centres = config.f_min_hz * 2.0 ** (np.arange(config.num_bins) / bins)
     gain = 2**count * np.sqrt(np.ceil(quality * rate_s / centres))
-    arrays = (
-        np.concatenate([kernel.real, kernel.imag]).T,
-        gain,
-        lowpass(0.5, _HALVING_TRANSITION),
-        lowpass(1 / 2**count, _EARLY_TRANSITION) if count else np.ones(1),
+    return _Plan(
+        _frozen(np.concatenate([kernel.real, kernel.imag]).T),
+        _frozen(gain),
+        _frozen(lowpass(0.5, _HALVING_TRANSITION)),
+        _frozen(lowpass(1 / 2**count, _EARLY_TRANSITION) if count else np.ones(1)),
+        early_factor=2**count,
     )
-    frozen = [np.ascontiguousarray(array, np.float32) for array in arrays]
-    for array in frozen:
-        array.flags.writeable = False
-    return _Plan(*frozen, early_factor=2**count)
+
+
+def _frozen(values: np.ndarray) -> np.ndarray:
+    array = np.ascontiguousarray(values, np.float32)
+    array.flags.writeable = False
+    return array
 
 
 def _early_halvings(config: CQTConfig, top_hz: float) -> int:

@@ -105,7 +105,8 @@ class Record:
         pedal = None
         if "pedal.time_s" in self._arrays:
             pedal = Pedal(**{name: self._arrays[f"pedal.{name}"] for name in _PEDAL_FIELDS})
-        return Notes.from_arrays(*(self._arrays[name] for name in _NOTE_FIELDS), pedal=pedal)
+        arrays: dict[str, Any] = {name: self._arrays[name] for name in _NOTE_FIELDS}
+        return Notes.from_arrays(**arrays, pedal=pedal)
 
     def crop(self, start: int, num_samples: int) -> Int16[np.ndarray, " M"]:
         """At most `num_samples` samples from `start` on; fewer at the end. Decodes only these."""

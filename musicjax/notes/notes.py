@@ -228,8 +228,10 @@ class Notes:
     def from_notes(cls, notes: Iterable[Note], pedal: Pedal | None = None) -> "Notes":
         """Make notes from single notes."""
         rows = list(notes)
-        columns = [[getattr(row, name) for row in rows] for name in Note._fields]
-        return cls.from_arrays(*columns, pedal=pedal)
+        columns: dict[str, Any] = {
+            name: [getattr(row, name) for row in rows] for name in Note._fields
+        }
+        return cls.from_arrays(**columns, pedal=pedal)
 
     @classmethod
     def concat(cls, parts: Iterable["Notes"]) -> "Notes":

@@ -315,7 +315,9 @@ def evaluation(run: Any) -> Callable[[nnx.Module], dict[str, float]] | None:
             clip[0, : min(count, len(samples))] = samples[:count]
             for text in texts:
                 row = targets(text, 0.0, count, config)["tokens"][None]
-                cost, hit, number = (float(x) for x in judge(model, clip, row))
+                cost, hit, number = (
+                    float(x) for x in judge(model, jnp.asarray(clip), jnp.asarray(row))
+                )
                 nats, hits, tokens = nats + cost, hits + int(hit), tokens + int(number)
         if not tokens:
             raise DataError("there are no sentences to score; check the name of the data.")
