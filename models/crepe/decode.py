@@ -134,13 +134,13 @@ def likeliest_path(salience: np.ndarray, hop_s: float, voicing: float, leap: flo
     steps = np.arange(-width, width + 1)
     near = (width + 1 - np.abs(steps)) / (width + 1) ** 2  # sums to 1
     switch = min(0.5, _SWITCHES_PER_S * hop_s) if voicing > 0 else 0.0
-    log_near = np.log((1 - leap) * (1 - switch) * near).astype(np.float32)
-    log_leap = np.float32(math.log(leap * (1 - switch) / BINS if leap < 1 else 1 / BINS))
+    log_near = np.log(np.maximum((1 - leap) * (1 - switch) * near, 1e-30)).astype(np.float32)
+    log_leap = np.float32(math.log(leap * (1 - switch) / BINS))
     log_begin = np.float32(math.log(max(switch, 1e-30) / BINS))
     log_end, log_rest = (np.float32(math.log(max(p, 1e-30))) for p in (switch, 1 - switch))
     voiced, unvoiced = _evidence(salience, voicing)
     # A held pitch costs the chance of staying where it is; so must a held rest, or rests would win.
-    unvoiced = unvoiced + log_near[width]
+    unvoiced = unvoiced + max(log_near[width], log_leap)
     backwards = np.zeros((count, BINS + 1), np.int16)
     score = np.full(BINS + 2 * width, -np.inf, np.float32)  # with a margin on either side
     now = score[width : width + BINS]

@@ -48,8 +48,9 @@ def plot_contour(
         _draw_line(axes, shown.slice(begin_s - shown.hop_s, finish_s + shown.hop_s))
 
     picture = pitch_levels(audio, None, None, None)
+    part, summary = (start_s, end_s), shown.summary()
     figure = draw_rows(
-        [layer], picture, (start_s, end_s), row_s, title, [], shown.summary(), over=line
+        [layer], picture, part, row_s, title, [], summary, over=line, scale=("unsure", "sure")
     )
     return finish(figure, path)
 

@@ -65,6 +65,7 @@ def draw_rows(
     legend: Sequence[tuple[str, str]],
     summary: str,
     over: Callable[[Axes, float, float], None] | None = None,
+    scale: tuple[str, str] = ("pp", "ff"),
 ) -> Figure:
     start_s, end_s = part
     everything = Notes.concat([layer.notes for layer in layers])
@@ -88,7 +89,7 @@ def draw_rows(
     row_in = roll_in + sum(height for _, height in lanes)
     height_in = TOP_IN + len(rows) * (row_in + GAP_IN)
     figure = new_figure(height_in)
-    _heading(figure, height_in, title, summary, legend)
+    _heading(figure, height_in, title, summary, legend, scale)
     levels = level_range(picture.levels) if picture is not None else (0.0, 1.0)
     y = height_in - TOP_IN
     for begin_s, finish_s in rows:
@@ -152,6 +153,7 @@ def _heading(
     title: str | None,
     summary: str,
     legend: Sequence[tuple[str, str]],
+    scale: tuple[str, str],
 ) -> None:
     if title:
         figure.text(LEFT, 1 - 0.38 / height_in, title, color=INK, fontsize=14, weight="bold")
@@ -160,7 +162,7 @@ def _heading(
         bar = figure.add_axes((0.865, 1 - 0.64 / height_in, 0.09, 0.09 / height_in))
         bar.imshow(np.linspace(0, 1, 128)[None], cmap=TOUCH, aspect="auto")
         bar.set_axis_off()
-        for x, text, side in ((0.86, "pp", "right"), (0.96, "ff", "left")):
+        for x, text, side in ((0.86, scale[0], "right"), (0.96, scale[1], "left")):
             where = (x, 1 - 0.65 / height_in)
             figure.text(*where, text, color=FAINT, fontsize=9, ha=side, style="italic")
         return
