@@ -206,10 +206,10 @@ def _log_partition(
 
 
 def _made_again(block: Callable[..., Array]) -> Callable[[tuple], Array]:
-    """The block, whose panel is made once more when differentiating, and not before its turn.
+    """The block, whose panel is made once more when differentiating instead of being kept.
 
-    Keeping the panels is what would take the memory. `jax.checkpoint` does not keep them either,
-    but lets the compiler make them all at once; here each waits for the gradient of the one before.
+    How many panels are held at once is the scheduler's choice all the same; XLA's for CPUs makes
+    them ahead.
     """
     remade = jax.custom_vjp(lambda given: block(*given))
 
