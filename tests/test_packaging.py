@@ -4,6 +4,7 @@ Nothing is downloaded: builds use the setuptools that is installed, and the inst
 asked only for what needs no dependency (its registry).
 """
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -126,12 +127,12 @@ def test_editable_install(tree, tmp_path, installer):
     base = [sys.executable, "-m", "venv"]
     run(*base, *([] if installer == "pip" else ["--without-pip"]), environment, cwd=tmp_path)
     python = environment / ("Scripts" if os.name == "nt" else "bin") / "python"
-    # The environment borrows the setuptools of this one, so that nothing is downloaded.
-    import setuptools
-
+    # The environment borrows the setuptools of this one, so that nothing is downloaded. It is
+    # found, not imported: it refuses to be, once another library has imported distutils.
+    found = importlib.util.find_spec("setuptools")
     borrowed = tmp_path / "borrowed"
     borrowed.mkdir()
-    site = Path(setuptools.__file__).parent.parent
+    site = Path(found.origin).parent.parent
     for source in (*site.glob("setuptools*"), site / "_distutils_hack"):
         (borrowed / source.name).symlink_to(source)  # the code and its entry points
     options = ["--no-deps", "--no-build-isolation", "-e", tree]
