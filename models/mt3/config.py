@@ -1,5 +1,6 @@
 """Sizes, language and habits of MT3, and the variants that have names."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -28,6 +29,10 @@ class MT3Config:
     num_decoder_layers: int = 8
     # Frames that the encoder reads as one position; they lie side by side, so none is lost.
     stack_frames: int = 1
+    # Channels of a convolutional stack in front of the encoder, and values that it makes of a
+    # frame; None: the encoder reads spectrogram frames, as the original does.
+    stem: tuple[int, int, int] | None = None
+    stem_units: int = 256
     # What the encoder reads where the last segment of a recording has no more frames: rows of 0.0
     # behind the log, which is loud, as the original has it, or the sound of silence.
     padding: Literal["zero_rows", "silence"] = "zero_rows"
@@ -39,9 +44,11 @@ class MT3Config:
     z_loss: float = 1e-4
     label_smoothing: float = 0.0
     loss_over: Literal["sum", "tokens"] = "sum"  # T5X's sum over a batch, or its mean a token
-    # Weight of a second loss, on what the encoder says of each pitch at each frame; 0: no such
-    # head. Attention learns where to look long after the encoder could tell what sounds.
+    # Weight of a second loss, on what a head of the encoder says of each frame; 0: no such head.
+    # What it says also counts when tokens are written, see `evidence.py`.
     frame_weight: float = 0.0
+    # Weight of the loss on tokens; 0: the decoder is left alone, which trains the encoder quickly.
+    token_weight: float = 1.0
     policy: Policy = Policy()  # noqa: RUF009 - frozen
 
     def __post_init__(self) -> None:
@@ -56,6 +63,9 @@ class MT3Config:
                 f"front-end makes {self.frontend.frames_per_s:g}; they must agree."
             )
 
+        if not (self.frame_weight or self.token_weight):
+            raise ConfigError("frame_weight and token_weight are both 0; nothing would be learned.")
+
     @property
     def transformer(self) -> TransformerConfig:
         """The network: T5 1.1 with sinusoids, frames in, tokens out."""
@@ -68,7 +78,8 @@ class MT3Config:
             mlp_dim=self.mlp_dim,
             num_encoder_layers=self.num_encoder_layers,
             num_decoder_layers=self.num_decoder_layers,
-            input_dim=self.frontend.num_bins * self.stack_frames,
+            input_dim=(self.stem_units if self.stem else self.frontend.num_bins)
+            * self.stack_frames,
             dropout=self.dropout,
             policy=self.policy,
         )
@@ -118,10 +129,10 @@ def _base() -> MT3Config:
     )
 
 
-def _language(segment_frames: int, max_tokens: int) -> CodecConfig:
+def _language(segment_frames: int, max_tokens: int, frames_per_s: float = 125.0) -> CodecConfig:
     """MT3's language without its quirks, and without the words that a segment cannot need."""
-    language = codec_config("mt3", faithful=False)
-    steps = -(-segment_frames * language.steps_per_second // int(language.frames_per_second))
+    language = replace(codec_config("mt3", faithful=False), frames_per_second=frames_per_s)
+    steps = math.ceil(segment_frames * language.steps_per_second / frames_per_s)
     return replace(
         language,
         segment_frames=segment_frames,
@@ -144,19 +155,23 @@ def _small() -> MT3Config:
 
 
 def _mini() -> MT3Config:
-    # Two frames a position and fewer bins make the encoder four times as cheap a second; three
-    # decoder layers are what a token costs at inference.
+    # The front-end and the convolutions of `onsets_frames.small`, so that its weights can begin
+    # where they ended; frames of 32 ms make an encoder position four times as cheap a second, and
+    # three decoder layers are what a token costs at inference.
+    frontend = preset("onsets_frames")
     return replace(
         _small(),
-        frontend=replace(preset("mt3"), num_bins=256, mean=-2.0, scale=4.0),
+        frontend=frontend,
+        codec=_language(64, 1024, frontend.frames_per_s),
+        stem=(16, 16, 32),
         d_model=256,
         num_heads=4,
         mlp_dim=768,
-        num_encoder_layers=6,
+        num_encoder_layers=4,
         num_decoder_layers=3,
-        stack_frames=2,
-        target_tokens=384,
+        target_tokens=256,
         dropout=0.0,
+        grammar=True,
     )
 
 

@@ -7,11 +7,14 @@ overlap, each is heard alone and written down token by token (`musicjax.notes.co
 begins by naming the notes that go on from the one before. Forms differ in `MT3Config` only.
 
 Differences: of the original none with the published configs. The forms for training anew
-(`mini`, `small`) may read several frames as one position, hear silence where a recording has
-ended, and have a head on the encoder that is trained beside the tokens; `card.md` lists how.
+(`mini`, `small`) may begin with convolutions, read several frames as one position, hear silence
+where a recording has ended, and have a head on the encoder that is trained beside the tokens and
+heard when they are written (`evidence.py`); `card.md` lists how.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,28 +25,81 @@ from musicjax.audio.frontend import spectrogram
 from musicjax.decode import GenerateConfig, TableGrammar
 from musicjax.errors import AudioError
 from musicjax.models.mt3.config import MT3Config
-from musicjax.models.mt3.tokens import ROLLS
+from musicjax.models.mt3.evidence import (
+    CELLS,
+    NUM_ROLLS,
+    ROLLS,
+    Evidence,
+    Heard,
+    Told,
+    told_after,
+    told_all,
+)
 from musicjax.nn.attention import Cache
 from musicjax.nn.axes import linear
+from musicjax.nn.conv_stack import ConvStack
 from musicjax.nn.cross_entropy import cross_entropy
 from musicjax.nn.transformer import Transformer, shift_right
 from musicjax.notes.codec import Codec
 from musicjax.notes.vocabulary import EOS, PAD
 from musicjax.types import Key
 
-_PITCHES = 128
-
 
 def _frame_head(config: MT3Config, rngs: nnx.Rngs) -> nnx.Linear:
     return linear(
         config.d_model,
-        len(ROLLS) * _PITCHES,
+        NUM_ROLLS * CELLS,
         ("embed", "pitch"),
         bias=True,
         init=nnx.initializers.lecun_normal(),
         policy=config.policy,
         rngs=rngs,
     )
+
+
+def _stem(config: MT3Config, rngs: nnx.Rngs) -> ConvStack | None:
+    if config.stem is None:
+        return None
+    bins = config.frontend.num_bins
+    return ConvStack(bins, config.stem, config.stem_units, policy=config.policy, rngs=rngs)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class HearingCache:
+    """The state of writing: the Transformer's, what the encoder's head heard, what was told."""
+
+    text: Cache
+    heard: Heard
+    told: Told
+
+    @property
+    def position(self) -> Int[Array, "B"]:
+        """Tokens read, a row."""
+        return self.text.position
+
+    @property
+    def max_length(self) -> int:
+        """Tokens that a row has room for."""
+        return self.text.max_length
+
+    def resized(self, max_length: int) -> "HearingCache":
+        """The same rows with other room."""
+        return replace(self, text=self.text.resized(max_length))
+
+    def take(self, rows: Int[Array, "R"]) -> "HearingCache":
+        """These rows, in this order."""
+        heard, told = jax.tree.map(lambda x: x[rows], (self.heard, self.told))
+        return HearingCache(self.text.take(rows), heard, told)
+
+    def put(self, rows: Int[Array, "R"], other: "HearingCache") -> "HearingCache":
+        """This with `rows` replaced by those of `other`; a row number past the end is left out."""
+        heard, told = jax.tree.map(
+            lambda x, new: x.at[rows].set(new, mode="drop"),
+            (self.heard, self.told),
+            (other.heard, other.told),
+        )
+        return HearingCache(self.text.put(rows, other.text), heard, told)
 
 
 class MT3(nnx.Module):
@@ -53,8 +109,11 @@ class MT3(nnx.Module):
 
     def __init__(self, config: MT3Config, *, rngs: nnx.Rngs):
         self.config = config
+        self.stem = _stem(config, rngs)
         self.transformer = Transformer(config.transformer, rngs=rngs)
-        self.frame_head = _frame_head(config, rngs) if config.frame_weight else None
+        heard = config.frame_weight > 0
+        self.frame_head = _frame_head(config, rngs) if heard else None
+        self.evidence = Evidence(config.codec, config.stack_frames) if heard else None
 
     def features(
         self, audio: Float[Array, "B N"], lengths: Int[Array, "B"] | None = None
@@ -85,6 +144,8 @@ class MT3(nnx.Module):
         mask is True at frames that exist, the first ones; the original uses none.
         """
         stack = self.config.stack_frames
+        if self.stem is not None:
+            features = self.stem(features, mask=mask, train=train)
         batch, frames, bins = features.shape
         missing = -frames % stack
         features = jnp.pad(features, ((0, 0), (0, missing), (0, 0)))
@@ -92,17 +153,18 @@ class MT3(nnx.Module):
         positions = None if mask is None else mask[:, ::stack]
         return self.transformer.encode(stacked, positions, train=train, key=key)
 
-    def rolls(self, encoded: Float[Array, "B S D"]) -> Float[Array, "B S 3 P"]:
-        """Logits of the encoder's own head for `ROLLS`, all 128 pitches; float32."""
-        logits = self.frame_head(encoded).astype(jnp.float32)
-        return logits.reshape(*encoded.shape[:2], len(ROLLS), _PITCHES)
+    def rolls(self, encoded: Float[Array, "B S D"]) -> Float[Array, "B S R P"]:
+        """Logits of the encoder's own head, rows of `ROLLS` and then one a family; float32."""
+        head: Any = self.frame_head
+        logits = head(encoded).astype(jnp.float32)
+        return logits.reshape(*encoded.shape[:2], NUM_ROLLS, CELLS)
 
     def activations(
         self, audio: Float[Array, "B N"], *, frames: Int[Array, "B"] | None = None
     ) -> dict[str, Float[Array, "B S ..."]]:
         """What the encoder makes of segments, float32; the notes come from tokens, see `decode`.
 
-        onset, frame and drum: probabilities (B, S, 128), where there is a head for them; else
+        A probability (B, S, 128) for each of `ROLLS`, where there is a head for them; else
         encoded: the hidden state (B, S, D). frames: how many frames of each item are sound.
         """
         lengths = None if frames is None else frames * self.config.frontend.hop_length
@@ -111,6 +173,21 @@ class MT3(nnx.Module):
             return {"encoded": encoded.astype(jnp.float32)}
         heard = jax.nn.sigmoid(self.rolls(encoded))
         return {name: heard[:, :, i] for i, name in enumerate(ROLLS)}
+
+    def logits(
+        self,
+        tokens: Int[Array, "B T"],
+        encoded: Float[Array, "B S D"],
+        heard: Heard | None,
+        *,
+        train: bool = False,
+        key: Key | None = None,
+    ) -> Float[Array, "B T V"]:
+        """Logits of the token after each of `tokens`, all of them given; float32."""
+        logits = self.transformer.decode(tokens, encoded, train=train, key=key)
+        if heard is None or self.evidence is None:
+            return logits
+        return logits + self.evidence(heard, told_all(tokens, self.config.codec))
 
     # Writing tokens -----------------------------------------------------------------------------
 
@@ -141,14 +218,26 @@ class MT3(nnx.Module):
 
     def prefill(
         self, audio: Float[Array, "B N"], lengths: Int[Array, "B"], max_length: int
-    ) -> Cache:
+    ) -> Cache | HearingCache:
         """Hear segments, and be ready to write up to `max_length` tokens of each."""
         encoded = self(self.features(audio, lengths))
-        return self.transformer.init_cache(encoded, max_length=max_length)
+        cache = self.transformer.init_cache(encoded, max_length=max_length)
+        if self.evidence is None:
+            return cache
+        heard = self.evidence.heard(self.rolls(encoded))
+        return HearingCache(cache, heard, Told.nothing(len(audio)))
 
-    def step(self, tokens: Int[Array, "B"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
+    def step(
+        self, tokens: Int[Array, "B"], cache: Cache | HearingCache
+    ) -> tuple[Float[Array, "B V"], Cache | HearingCache]:
         """Read one token a row; logits of the next one."""
-        return self.transformer.step(tokens, cache)
+        if isinstance(cache, Cache):
+            return self.transformer.step(tokens, cache)
+        evidence: Any = self.evidence
+        logits, text = self.transformer.step(tokens, cache.text)
+        told = told_after(cache.told, tokens, self.config.codec)
+        more = evidence(cache.heard, jax.tree.map(lambda x: x[:, None], told))
+        return logits + more[:, 0], HearingCache(text, cache.heard, told)
 
 
 # Loss ------------------------------------------------------------------------------------------
@@ -161,8 +250,8 @@ def loss(
 
     batch: audio (B, N) float32 in -1..1 or int16, and what `targets` gives, stacked. token:
     cross-entropy, summed or a mean over tokens (`loss_over`); z: T5's z-loss; frame: the encoder's
-    head, mean binary cross-entropy a cell times 128, weighted. left_out, which is no part of the
-    sum: the share of segments whose tokens were too many.
+    head, binary cross-entropy summed over cells, mean a position; each is weighted. left_out, which
+    is no part of the sum: the share of segments whose tokens were too many.
     """
     config, audio, tokens = model.config, batch["audio"], batch["tokens"]
     if audio.dtype == jnp.int16:
@@ -175,23 +264,25 @@ def loss(
         )
     keys = (None, None) if key is None or not train else tuple(jax.random.split(key))
     encoded = model(model.features(audio), train=train, key=keys[0])
-    start_id = config.transformer.start_id
-    logits = model.transformer.decode(
-        shift_right(tokens, start_id), encoded, train=train, key=keys[1]
-    )
-    cost, extra = cross_entropy(
-        logits, tokens, z_loss=config.z_loss, label_smoothing=config.label_smoothing
-    )
-    said = tokens != PAD
-    count = jnp.maximum(said.sum(), 1) if config.loss_over == "tokens" else 1
-    parts = {
-        "token": jnp.where(said, cost - extra, 0).sum() / count,
-        "z": jnp.where(said, extra, 0).sum() / count,
-    }
+    parts: dict[str, Array] = {}
+    heard = None
     if config.frame_weight:
         label = batch["rolls"].astype(jnp.float32)
         seen = model.rolls(encoded)
         cell = jax.nn.softplus(seen) - label * seen
-        parts["frame"] = config.frame_weight * _PITCHES * cell.mean()
+        parts["frame"] = config.frame_weight * cell.sum((2, 3)).mean()
+        evidence: Any = model.evidence
+        heard = evidence.heard(seen) if config.token_weight else None
+    if config.token_weight:
+        read = shift_right(tokens, config.transformer.start_id)
+        logits = model.logits(read, encoded, heard, train=train, key=keys[1])
+        cost, extra = cross_entropy(
+            logits, tokens, z_loss=config.z_loss, label_smoothing=config.label_smoothing
+        )
+        said = tokens != PAD
+        count = jnp.maximum(said.sum(), 1) if config.loss_over == "tokens" else 1
+        weight = config.token_weight / count
+        parts["token"] = weight * jnp.where(said, cost - extra, 0).sum()
+        parts["z"] = weight * jnp.where(said, extra, 0).sum()
     total = sum(parts.values(), jnp.zeros(()))
     return total, {**parts, "left_out": batch["left_out"].astype(jnp.float32).mean()}

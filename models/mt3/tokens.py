@@ -7,11 +7,10 @@ from jaxtyping import UInt8
 
 from musicjax.errors import DataError
 from musicjax.models.mt3.config import MT3Config
+from musicjax.models.mt3.evidence import CELLS, NUM_ROLLS, ROLLS
 from musicjax.notes import Notes
 from musicjax.notes.codec import Codec
 
-ROLLS = ("onset", "frame", "drum")  # what the encoder's own head tells of each pitch
-_PITCHES = 128
 _ROUNDING = 1e-6  # of a position: times that fall on a border stay on their side of it
 
 
@@ -22,7 +21,8 @@ def targets(
 
     tokens (L,) int32, the end included, zeros behind it, L = `config.target_tokens`; a target that
     does not fit is never cut: its row is zeros, which cost nothing, and left_out () uint8 is 1.
-    With a frame head also rolls (S, 3, 128) uint8 of `ROLLS`, one row a position of the encoder.
+    With a frame head also rolls (S, 21, 128) uint8, at each position of the encoder: `ROLLS`, then
+    onsets of each family of instruments.
     """
     frames = config.num_frames(num_samples)
     written = Codec(config.codec).encode_clip(notes, start_s, frames)
@@ -38,27 +38,33 @@ def targets(
 
 def _rolls(
     notes: Notes, start_s: float, num_samples: int, config: MT3Config
-) -> UInt8[np.ndarray, "S 3 P"]:
-    """Where notes begin, where they sound, and where drums are hit: 1 in the position's frames."""
+) -> UInt8[np.ndarray, "S R P"]:
+    """What happens in each position's frames: 1 where it does."""
     positions = config.num_positions(num_samples)
     rate = config.codec.frames_per_second / config.stack_frames
     notes = notes.sustained()
-    rolls = np.zeros((positions, len(ROLLS), _PITCHES), np.uint8)
+    rolls = np.zeros((positions, NUM_ROLLS, CELLS), np.uint8)
     begin = np.floor((notes.onset_s - start_s) * rate + _ROUNDING).astype(np.int64)
     end = np.ceil((notes.offset_s - start_s) * rate - _ROUNDING).astype(np.int64)
     end = np.maximum(end, begin + 1)
     here = (end > 0) & (begin < positions)
-    for first, last, pitch, drum in zip(
-        begin[here].tolist(),
-        end[here].tolist(),
-        notes.pitch[here].tolist(),
-        notes.is_drum[here].tolist(),
+    drum = here & notes.is_drum & (begin >= 0)
+    rolls[begin[drum], ROLLS.index("drum"), notes.pitch[drum]] = 1
+    pitched = here & ~notes.is_drum
+    first, pitch, program = begin[pitched], notes.pitch[pitched], notes.program[pitched]
+    new = first >= 0
+    rolls[first[new], ROLLS.index("onset"), pitch[new]] = 1
+    rolls[first[new], ROLLS.index("entry"), program[new]] = 1
+    rolls[first[new], len(ROLLS) + program[new] // 8, pitch[new]] = 1
+    for start, last, key, instrument in zip(
+        np.maximum(first, 0).tolist(),
+        end[pitched].tolist(),
+        pitch.tolist(),
+        program.tolist(),
         strict=True,
     ):
-        if first >= 0:
-            rolls[first, 2 if drum else 0, pitch] = 1
-        if not drum:
-            rolls[max(first, 0) : last, 1, pitch] = 1
+        rolls[start:last, ROLLS.index("frame"), key] = 1
+        rolls[start:last, ROLLS.index("playing"), instrument] = 1
     return rolls
 
 

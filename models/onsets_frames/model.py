@@ -8,7 +8,6 @@ Four published forms share this file and differ in `OnsetsFramesConfig` only; `c
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -19,15 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from musicjax.audio.frontend import FrontendConfig, spectrogram
 from musicjax.audio.presets import preset
 from musicjax.errors import AudioError, ConfigError
-from musicjax.nn import (
-    BatchNormReLU,
-    BiLSTM,
-    Conv2D,
-    bilstms,
-    dropout,
-    mask_frames,
-    max_pool_frequency,
-)
+from musicjax.nn import BiLSTM, ConvStack, bilstms
 from musicjax.types import LOWEST_PITCH, NUM_PITCHES, Key, Policy
 
 Head = Literal["onset", "offset", "activation"]
@@ -194,62 +185,28 @@ def _linear(width: int, units: int, config: OnsetsFramesConfig, rngs: nnx.Rngs) 
     )
 
 
-class ConvStack(nnx.Module):
-    """Kelz et al.'s (ISMIR 2016) acoustic model: three convolutions and a dense layer.
-
-    Inputs: features (B, T, F), mask (B, T). Output: (B, T, fc_units).
-    """
-
-    def __init__(self, config: OnsetsFramesConfig, *, rngs: nnx.Rngs):
-        policy = config.policy
-        widths = (1, *config.conv_channels)
-        make_conv = partial(
-            Conv2D, bias=config.conv_bias, initializer=_initializer(config), policy=policy
-        )
-        make_norm = partial(
-            BatchNormReLU,
-            momentum=config.norm_momentum,
-            epsilon=config.norm_epsilon,
-            use_scale=config.norm_scale,
-        )
-        self.conv1, self.conv2, self.conv3 = (
-            make_conv(a, b, rngs=rngs) for a, b in pairwise(widths)
-        )
-        self.norm1, self.norm2, self.norm3 = (make_norm(c, rngs=rngs) for c in widths[1:])
-        bins = config.frontend.num_bins // 4
-        self.fc = _linear(config.conv_channels[-1] * bins, config.fc_units, config, rngs)
-        self.config = config
-
-    def __call__(
-        self,
-        features: Float[Array, "B T F"],
-        *,
-        mask: Bool[Array, "B T"] | None,
-        train: bool,
-        key: Key | None,
-    ) -> Float[Array, "B T D"]:
-        rates = self.config.dropout
-        keys = [None] * 3 if key is None else jax.random.split(key, 3)
-
-        def block(x: jax.Array, conv: Conv2D, norm: BatchNormReLU) -> jax.Array:
-            bias = None if conv.bias is None else conv.bias[...]
-            return norm(conv(x, add_bias=False), train=train, mask=mask, offset=bias)
-
-        x = mask_frames(features, mask)[..., None]  # (B, T, F, 1)
-        x = block(x, self.conv1, self.norm1)
-        x = max_pool_frequency(block(x, self.conv2, self.norm2), 2)
-        x = dropout(x, rates[0], keys[0])
-        x = max_pool_frequency(block(x, self.conv3, self.norm3), 2)
-        x = dropout(x, rates[1], keys[1])
-        x = self.fc(x.reshape(*x.shape[:2], -1))
-        return dropout(jax.nn.relu(x) if self.config.fc_relu else x, rates[2], keys[2])
+def _conv_stack(config: OnsetsFramesConfig, rngs: nnx.Rngs) -> ConvStack:
+    return ConvStack(
+        config.frontend.num_bins,
+        config.conv_channels,
+        config.fc_units,
+        relu=config.fc_relu,
+        conv_bias=config.conv_bias,
+        norm_scale=config.norm_scale,
+        norm_momentum=config.norm_momentum,
+        norm_epsilon=config.norm_epsilon,
+        dropout=config.dropout,
+        initializer=_initializer(config),
+        policy=config.policy,
+        rngs=rngs,
+    )
 
 
 class Detector(nnx.Module):
     """One head: an acoustic model, a bidirectional LSTM if asked for, a value for each pitch."""
 
     def __init__(self, config: OnsetsFramesConfig, *, recurrent: bool, rngs: nnx.Rngs):
-        self.stack = ConvStack(config, rngs=rngs)
+        self.stack = _conv_stack(config, rngs)
         self.lstm = _bilstm(config.fc_units, config, rngs) if recurrent else None
         width = 2 * config.lstm_units if recurrent else config.fc_units
         self.out = _linear(width, config.num_pitches, config, rngs)

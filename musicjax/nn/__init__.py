@@ -3,6 +3,7 @@
 from musicjax.nn.attention import Attention, Cache, LayerCache, attend
 from musicjax.nn.axes import axes, constrain, linear
 from musicjax.nn.conv import Conv2D, convolve, dropout, mask_frames, max_pool_frequency
+from musicjax.nn.conv_stack import ConvStack
 from musicjax.nn.embed import RelativeBias, sinusoids
 from musicjax.nn.forms import TransformerConfig, form
 from musicjax.nn.gru import BiGRU, GRUWeights, bigrus, gru
@@ -17,6 +18,7 @@ __all__ = [
     "BiLSTM",
     "Cache",
     "Conv2D",
+    "ConvStack",
     "GRUWeights",
     "LSTMWeights",
     "LayerCache",

@@ -14,6 +14,7 @@ from flax.core.spmd import get_logical_axis_rules
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 from jaxtyping import Array, Shaped
 
+from musicjax.nn.products import dense_product
 from musicjax.types import Policy
 
 MeshAxes = str | tuple[str, ...] | None
@@ -42,6 +43,7 @@ def linear(
         outputs,
         use_bias=bias,
         kernel_init=init,
+        dot_general=dense_product(policy),
         dtype=policy.compute,
         param_dtype=policy.param,
         kernel_metadata=axes(*names),

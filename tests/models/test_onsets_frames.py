@@ -22,6 +22,7 @@ from musicjax.models.onsets_frames.convert import (
 )
 from musicjax.models.onsets_frames.labels import targets
 from musicjax.models.onsets_frames.model import OnsetsFrames, get_config, loss
+from musicjax.nn import BatchNormReLU
 from musicjax.notes import Notes, Pedal
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "onsets_frames"
@@ -82,7 +83,7 @@ def capture(model, features):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "bilstms", keep_all)
         patch.setattr("musicjax.nn.recurrent.bilstms", keep_all)
-        for kind in (module.BatchNormReLU, nnx.Linear):
+        for kind in (BatchNormReLU, nnx.Linear):
             patch.setattr(kind, "__call__", keep(kind.__call__))
         model(features)
     return kept

@@ -1,0 +1,91 @@
+"""The acoustic model under many transcribers: three convolutions over a spectrogram and a layer.
+
+R. Kelz et al., "On the Potential of Simple Framewise Approaches to Piano Transcription", ISMIR
+2016, as Onsets and Frames (Hawthorne et al., ISMIR 2018) uses it: 3x3 convolutions with batch
+normalisation and ReLU, frequency halved after the second and the third, then one dense layer for
+all that is left of a frame.
+"""
+
+from functools import partial
+from itertools import pairwise
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from musicjax.nn.conv import Conv2D, dropout, mask_frames, max_pool_frequency
+from musicjax.nn.norm import BatchNormReLU
+from musicjax.types import Key, Policy
+
+_LECUN = nnx.initializers.lecun_normal()
+
+
+class ConvStack(nnx.Module):
+    """Spectrogram frames to `units` values each; a frame hears three frames to either side.
+
+    Args:
+      bins: of a frame of the spectrogram; those left over by the two halvings are dropped.
+      channels: of the three convolutions.
+      units: of the dense layer.
+      relu: whether a ReLU follows the dense layer.
+      conv_bias, norm_scale: whether convolutions have a bias and normalisations a scale.
+      norm_momentum, norm_epsilon: of the running statistics.
+      dropout: after the first halving, the second, and the dense layer.
+    """
+
+    def __init__(
+        self,
+        bins: int,
+        channels: tuple[int, int, int],
+        units: int,
+        *,
+        relu: bool = False,
+        conv_bias: bool = True,
+        norm_scale: bool = True,
+        norm_momentum: float = 0.9,
+        norm_epsilon: float = 1e-5,
+        dropout: tuple[float, float, float] = (0.0, 0.0, 0.0),
+        initializer: nnx.Initializer = _LECUN,
+        policy: Policy = Policy(),  # noqa: B008 - frozen
+        rngs: nnx.Rngs,
+    ):
+        widths = (1, *channels)
+        conv = partial(Conv2D, bias=conv_bias, initializer=initializer, policy=policy, rngs=rngs)
+        norm = partial(
+            BatchNormReLU, momentum=norm_momentum, epsilon=norm_epsilon, use_scale=norm_scale
+        )
+        self.conv1, self.conv2, self.conv3 = (conv(a, b) for a, b in pairwise(widths))
+        self.norm1, self.norm2, self.norm3 = (norm(c, rngs=rngs) for c in channels)
+        self.fc = nnx.Linear(
+            channels[-1] * (bins // 4),
+            units,
+            kernel_init=initializer,
+            dtype=policy.compute,
+            param_dtype=policy.param,
+            rngs=rngs,
+        )
+        self.relu, self.dropout = relu, dropout
+
+    def __call__(
+        self,
+        features: Float[Array, "B T F"],
+        *,
+        mask: Bool[Array, "B T"] | None = None,
+        train: bool = False,
+        key: Key | None = None,
+    ) -> Float[Array, "B T D"]:
+        """With `train`, statistics of the batch are used and kept; dropout is active with `key`."""
+        keys = [None] * 3 if key is None else jax.random.split(key, 3)
+
+        def block(x: jax.Array, conv: Conv2D, norm: BatchNormReLU) -> jax.Array:
+            bias = None if conv.bias is None else conv.bias[...]
+            return norm(conv(x, add_bias=False), train=train, mask=mask, offset=bias)
+
+        x = mask_frames(features, mask)[..., None]  # (B, T, F, 1)
+        x = block(x, self.conv1, self.norm1)
+        x = max_pool_frequency(block(x, self.conv2, self.norm2), 2)
+        x = dropout(x, self.dropout[0], keys[0])
+        x = max_pool_frequency(block(x, self.conv3, self.norm3), 2)
+        x = dropout(x, self.dropout[1], keys[1])
+        x = self.fc(x.reshape(*x.shape[:2], -1))
+        return dropout(jax.nn.relu(x) if self.relu else x, self.dropout[2], keys[2])
