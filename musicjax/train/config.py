@@ -111,7 +111,8 @@ class RunConfig:
 
     `model` is the system's own frozen configuration and carries the dtype policy. `init` names
     weights to start from (`system.tag`, a .safetensors file or another run's directory); empty
-    starts from random weights. `output` is the run directory; a run that finds its own
+    starts from random weights. `init_names` gives parts of these the names that they have here,
+    "onset.stack=stem" for instance. `output` is the run directory; a run that finds its own
     checkpoints there goes on from the newest.
     """
 
@@ -127,6 +128,7 @@ class RunConfig:
     log_every: int = 20
     seed: int = 0
     init: str = ""
+    init_names: tuple[str, ...] = ()
     output: str = "runs/unnamed"
     tensorboard: bool = True
 
@@ -134,6 +136,9 @@ class RunConfig:
         _require(self.steps >= 1, "steps", self.steps, "1 or more")
         _require(self.eval_every >= 0, "eval_every", self.eval_every, "0 (never) or more")
         _require(self.log_every >= 1, "log_every", self.log_every, "1 or more")
+        for pair in self.init_names:
+            sides = pair.split("=")
+            _require(len(sides) == 2 and all(sides), "init_names", pair, "a pair THERE=HERE")
         size, parts = getattr(self.data, "batch_size", 0), self.optim.accumulate
         if size % parts:
             raise ConfigError(

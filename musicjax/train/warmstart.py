@@ -1,7 +1,7 @@
 """Starting from weights that exist: what fits by path and shape is loaded, the rest is told."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,28 @@ def flat_variables(model: nnx.Module | nnx.State) -> dict[str, Array]:
     """A model's variables by dotted path."""
     state = model if isinstance(model, nnx.State) else nnx.state(model)
     return {".".join(map(str, path)): variable[...] for path, variable in nnx.to_flat_state(state)}
+
+
+def renamed(
+    source: Mapping[str, Array | np.ndarray], pairs: Sequence[str]
+) -> dict[str, Array | np.ndarray]:
+    """The same tensors, those under a path THERE moved to HERE by pairs "THERE=HERE".
+
+    Raises WeightsError for a path under which there is nothing.
+    """
+    tensors = dict(source)
+    for pair in pairs:
+        there, here = pair.split("=")
+        inside = [path for path in tensors if f"{path}.".startswith(f"{there}.")]
+        if not inside:
+            parts = sorted({path.split(".")[0] for path in tensors})
+            raise WeightsError(
+                f"init_names has {pair!r}, but nothing in the weights is called {there!r}; their "
+                f"parts are {', '.join(parts)}."
+            )
+        for path in inside:
+            tensors[here + path[len(there) :]] = tensors.pop(path)
+    return tensors
 
 
 def load_matching(

@@ -24,7 +24,7 @@ from musicjax.errors import (
 from musicjax.hub import load_model, read_header
 from musicjax.train import export_checkpoint, train
 from musicjax.train.checkpoints import Checkpoints
-from musicjax.train.warmstart import flat_variables, load_matching
+from musicjax.train.warmstart import flat_variables, load_matching, renamed
 
 
 @pytest.fixture(autouse=True)
@@ -263,6 +263,23 @@ def test_fine_tuning_lists_what_fits_by_half(whole):
     assert "that run: 1 tensors loaded\nleft unused, 7:" in str(report)
     with pytest.raises(WeightsError, match="without --init"):
         load_matching(state, {"other": source["last.bias"]}, "that run")
+
+
+def test_parts_of_weights_can_take_other_names(whole, tmp_path, capsys):
+    source = weights(whole / "final.safetensors")
+    moved = renamed(source, ("first=stem", "norm=stem.norm"))
+    assert moved["stem.kernel"] is source["first.kernel"]
+    assert moved["stem.norm.mean"] is source["norm.mean"] and len(moved) == len(source)
+    with pytest.raises(WeightsError, match=r"nothing .* is called 'firs'.*first, last"):
+        renamed(source, ("firs=stem",))
+    with pytest.raises(ConfigError, match="init_names is 'first'; expected a pair THERE=HERE"):
+        run_config(tmp_path, init=str(whole), init_names=("first",))
+    train(
+        run_config(tmp_path, init=str(whole), init_names=("first=other",)),
+        SYSTEM,
+        batches=Batches(),
+    )
+    assert "first.kernel" in capsys.readouterr().err.split("new (random)")[1]
 
 
 def test_tensorboard_gets_the_numbers(tmp_path):
