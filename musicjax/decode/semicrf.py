@@ -12,10 +12,10 @@ may stand where a longer one ends or begins, but not within it. Y. Yan, F. Cwitk
 There are T (T + 1) / 2 intervals, too many to keep for 90 sequences of 700 frames and a batch. So
 scores are asked for in panels, a few dozen start frames at a time, from the last frames to the
 first: what comes after a panel is known, and only inside the panel, frames wait for one another.
-Differentiating makes the panels again. How many are held at a time is left to the compiler.
+The panels are the steps of a loop, so that one of them is held at a time; differentiating is
+another loop, which makes each panel again. Memory grows with the frames, not with their square.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -26,6 +26,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 BLOCK = 64  # start frames in a panel
+_LOOPS, _LOOP_PANELS = 4, 3  # at most, and at least: more loops leave out more of what cannot be
 _NEVER = -1e30  # score of what cannot be; finite, so that gradients stay so
 
 
@@ -33,15 +34,18 @@ _NEVER = -1e30  # score of what cannot be; finite, so that gradients stay so
 class IntervalScores(Protocol):
     """Scores of all intervals of N sequences of T frames.
 
-    `single` (N, T) scores the intervals of one frame. `panel(start, size)` scores those that start
-    in [start, start + size): (N, T - start, size) float32, end frame before start frame, counted
-    from `start`; only entries whose end lies after their start are used.
+    `single` (N, T) scores the intervals of one frame. `panel(start, size, first)` scores those that
+    start in [start, start + size) and end in [first, T): (N, T - first, size) float32, end frame
+    before start frame. `start` may be traced; it is no less than `first`. Only entries whose end
+    lies after their start are used.
     """
 
     @property
     def single(self) -> Float[Array, "N T"]: ...
 
-    def panel(self, start: int, size: int) -> Float[Array, "N ends starts"]: ...
+    def panel(
+        self, start: int | Int[Array, ""], size: int, first: int
+    ) -> Float[Array, "N ends starts"]: ...
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["table"], meta_fields=[])
@@ -56,9 +60,11 @@ class TableScores:
         """The diagonal."""
         return jnp.diagonal(self.table, axis1=1, axis2=2)
 
-    def panel(self, start: int, size: int) -> Float[Array, "N ends starts"]:
+    def panel(
+        self, start: int | Int[Array, ""], size: int, first: int
+    ) -> Float[Array, "N ends starts"]:
         """A part of the table."""
-        return self.table[:, start:, start : start + size]
+        return jax.lax.dynamic_slice_in_dim(self.table[:, first:], start, size, axis=2)
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["end", "start", "single"], meta_fields=[])
@@ -74,19 +80,22 @@ class ProductScores:
     start: Float[Array, "N T D"]
     single: Float[Array, "N T"]
 
-    def panel(self, start: int, size: int) -> Float[Array, "N ends starts"]:
+    def panel(
+        self, start: int | Int[Array, ""], size: int, first: int
+    ) -> Float[Array, "N ends starts"]:
         """Products of a few starts with all later ends, in full float32.
 
         A product is multiplied by the interval's length, hundreds of frames, and so is its error.
         """
         products = jnp.einsum(
             "ned,nbd->neb",
-            self.end[:, start:].astype(jnp.float32),
-            self.start[:, start : start + size].astype(jnp.float32),
+            self.end[:, first:].astype(jnp.float32),
+            jax.lax.dynamic_slice_in_dim(self.start, start, size, axis=1).astype(jnp.float32),
             precision="highest",
         )
-        ends, starts = jnp.arange(products.shape[1])[:, None], jnp.arange(size)
-        return products * ((ends - starts) / np.sqrt(self.end.shape[-1])).astype(jnp.float32)
+        ends = first + jnp.arange(products.shape[1])[:, None]
+        length = ends - (start + jnp.arange(size))
+        return products * (length / np.sqrt(self.end.shape[-1])).astype(jnp.float32)
 
     def at(
         self, row: Int[Array, "K"], start: Int[Array, "K"], end: Int[Array, "K"]
@@ -116,6 +125,19 @@ class BestIntervals(NamedTuple):
     single: Bool[Array, "N T"]
 
 
+def _panels(count: int, block: int) -> list[tuple[int, np.ndarray, int]]:
+    """Loops over panels, from the last frames to the first: (first, starts descending, size).
+
+    Panels of one loop are equally wide: their ends lie in [first, count), of which those before a
+    panel are for nothing. The frames that fill no panel make one at the end, where it is narrow.
+    """
+    whole = count - count % block
+    loops = [(whole, np.array([whole]), count - whole)] if whole < count else []
+    starts = np.arange(0, whole, block)
+    parts = np.array_split(starts, min(_LOOPS, max(len(starts) // _LOOP_PANELS, 1)))
+    return loops + [(int(p[0]), p[::-1], block) for p in reversed(parts) if len(p)]
+
+
 def best_intervals(
     scores: IntervalScores, lengths: Int[Array, "N"] | None = None, *, block: int = BLOCK
 ) -> BestIntervals:
@@ -125,41 +147,43 @@ def best_intervals(
     frame, `follow` can start anywhere, such as where the previous segment of a recording ended.
     """
     single = _existing(scores.single.astype(jnp.float32), lengths)
-    count = single.shape[1]
+    rows, count = single.shape
     worth = single > 0
     gain = jnp.where(worth, single, 0.0)
-    after = jnp.zeros(single.shape[0], jnp.float32)
-    values = jnp.zeros((single.shape[0], 0), jnp.float32)  # of the frames done, ascending
-    ends = jnp.zeros((single.shape[0], 0), jnp.int32)
-    for start in reversed(range(0, count, block)):
-        size = min(block, count - start)
-        panel = _panel(scores, start, size, lengths)
-        beyond, beyond_end = _best_beyond(panel[:, size:], values, start + size)
-        steps = (
-            panel[:, :size].transpose(2, 1, 0),
-            beyond.T,
-            beyond_end.T,
-            gain[:, start : start + size].T,
-            jnp.arange(size),
-        )
-        first = (jnp.full((size, len(after)), _NEVER), after)
-        (inside, after), inside_end = jax.lax.scan(
-            partial(_best_step, start), first, steps, reverse=True
-        )
-        values = jnp.concatenate([inside.T, values], axis=1)
-        ends = jnp.concatenate([inside_end.T, ends], axis=1)
+    values = jnp.full((rows, count), _NEVER)  # of the frames not done yet: nothing ends there
+    ends = jnp.full((rows, count), -1, jnp.int32)
+    after = jnp.zeros(rows, jnp.float32)
+    for first, starts, size in _panels(count, block):
+
+        def step(carry: tuple, start: Array, first: int = first, size: int = size) -> tuple:
+            values, ends, after = carry
+            panel = _panel(scores, start, size, first, lengths)
+            total = panel + values[:, first:, None]
+            beyond = total.max(axis=1)
+            frames = jnp.arange(first, count, dtype=jnp.int32)[:, None]
+            # Not argmax, which no processor does many at a time: the first that is the maximum.
+            found = jnp.where(total == beyond[:, None], frames, count).min(axis=1)
+            near = jax.lax.dynamic_slice_in_dim(panel, start - first, size, axis=1)
+            steps = (
+                near.transpose(2, 1, 0),
+                beyond.T,
+                found.T,
+                jax.lax.dynamic_slice_in_dim(gain, start, size, axis=1).T,
+                jnp.arange(size),
+            )
+            own = (jnp.full((size, rows), _NEVER), after)
+            (inside, after), inside_end = jax.lax.scan(
+                partial(_best_step, start), own, steps, reverse=True
+            )
+            values = jax.lax.dynamic_update_slice_in_dim(values, inside.T, start, axis=1)
+            ends = jax.lax.dynamic_update_slice_in_dim(ends, inside_end.T, start, axis=1)
+            return (values, ends, after), None
+
+        (values, ends, after), _ = jax.lax.scan(step, (values, ends, after), jnp.asarray(starts))
     return BestIntervals(after, ends, worth)
 
 
-def _best_beyond(later: Array, values: Array, first: int) -> tuple[Array, Array]:
-    """Best interval from each start of a panel to an end behind the panel, and that end."""
-    if not later.shape[1]:
-        return jnp.full(later.shape[::2], _NEVER), jnp.full(later.shape[::2], -1, jnp.int32)
-    total = later + values[:, :, None]
-    return total.max(axis=1), first + jnp.argmax(total, axis=1).astype(jnp.int32)
-
-
-def _best_step(start: int, carry: tuple, step: tuple) -> tuple[tuple, Array]:
+def _best_step(start: Array, carry: tuple, step: tuple) -> tuple[tuple, Array]:
     """One frame back inside a panel. Ties go to the frame after, then to the shortest interval."""
     values, after = carry
     row, beyond, beyond_end, gain, index = step
@@ -190,58 +214,83 @@ def _log_partition(
     block: int,
 ) -> Array:
     """`bonus`: (N, T) added to the score of each interval for its start, and for its end."""
-    single = _existing(scores.single.astype(jnp.float32), lengths)
-    count = single.shape[1]
-    gain = jax.nn.softplus(single)
-    values = jnp.zeros((single.shape[0], 0), jnp.float32)
-    after = jnp.zeros(single.shape[0], jnp.float32)
-    for start in reversed(range(0, count, block)):
-        size = min(block, count - start)
-        inside = _made_again(partial(_log_block, start=start, size=size))(
-            (scores, lengths, bonus, values, after, gain[:, start : start + size])
-        )
-        values = jnp.concatenate([inside, values], axis=1)
-        after = inside[:, 0]
-    return after
+    gain = jax.nn.softplus(_existing(scores.single.astype(jnp.float32), lengths))
+    return _from_first((scores, bonus, gain), lengths, block)
 
 
-def _made_again(block: Callable[..., Array]) -> Callable[[tuple], Array]:
-    """The block, whose panel is made once more when differentiating instead of being kept.
-
-    How many panels are held at once is the scheduler's choice all the same; XLA's for CPUs makes
-    them ahead.
-    """
-    remade = jax.custom_vjp(lambda given: block(*given))
-
-    def forward(given: tuple) -> tuple[Array, tuple]:
-        return block(*given), given
-
-    def backward(given: tuple, cotangent: Array) -> tuple:
-        given, cotangent = jax.lax.optimization_barrier((given, cotangent))
-        return jax.vjp(lambda given: block(*given), given)[1](cotangent)
-
-    remade.defvjp(forward, backward)
-    return remade
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _from_first(given: tuple, lengths: Array | None, block: int) -> Array:
+    return _log_values(given, lengths, block)[:, 0]
 
 
-def _log_block(
-    scores: IntervalScores,
-    lengths: Array | None,
-    bonus: tuple[Array, Array] | None,
-    values: Array,
+def _log_values(given: tuple, lengths: Array | None, block: int) -> Array:
+    """(N, T + 1): log Z of the frames from each one on, and of none."""
+    rows, count = given[2].shape
+    values = jnp.full((rows, count + 1), _NEVER).at[:, -1].set(0.0)
+    for first, starts, size in _panels(count, block):
+
+        def step(
+            values: Array, start: Array, first: int = first, size: int = size
+        ) -> tuple[Array, None]:
+            after = jax.lax.dynamic_index_in_dim(values, start + size, axis=1, keepdims=False)
+            inside = _log_panel(given, values[:, first:-1], after, start, size, first, lengths)
+            return jax.lax.dynamic_update_slice_in_dim(values, inside, start, axis=1), None
+
+        values, _ = jax.lax.scan(step, values, jnp.asarray(starts))
+    return values
+
+
+def _forward(given: tuple, lengths: Array | None, block: int) -> tuple[Array, tuple]:
+    values = _log_values(given, lengths, block)
+    return values[:, 0], (given, lengths, values)
+
+
+def _backward(block: int, kept: tuple, cotangent: Array) -> tuple[tuple, None]:
+    """Panel by panel from the first frames on, each made again from the values behind it."""
+    given, lengths, values = kept
+    count = values.shape[1] - 1
+    totals = jax.tree.map(jnp.zeros_like, given)
+    d_values = jnp.zeros_like(values).at[:, 0].set(cotangent)
+    for first, starts, size in reversed(_panels(count, block)):
+
+        def step(carry: tuple, start: Array, first: int = first, size: int = size) -> tuple:
+            d_values, totals = carry
+            done = jnp.arange(first, count) >= start + size
+            later = jnp.where(done, values[:, first:-1], _NEVER)
+            after = jax.lax.dynamic_index_in_dim(values, start + size, axis=1, keepdims=False)
+
+            def inside(given: tuple, later: Array, after: Array) -> Array:
+                return _log_panel(given, later, after, start, size, first, lengths)
+
+            own = jax.lax.dynamic_slice_in_dim(d_values, start, size, axis=1)
+            d_given, d_later, d_after = jax.vjp(inside, given, later, after)[1](own)
+            d_values = d_values.at[:, first:-1].add(jnp.where(done, d_later, 0.0))
+            d_values = d_values.at[:, start + size].add(d_after)
+            return (d_values, jax.tree.map(jnp.add, totals, d_given)), None
+
+        (d_values, totals), _ = jax.lax.scan(step, (d_values, totals), jnp.asarray(starts[::-1]))
+    return totals, None
+
+
+_from_first.defvjp(_forward, _backward)
+
+
+def _log_panel(
+    given: tuple,
+    later: Array,
     after: Array,
-    gain: Array,
-    *,
-    start: int,
+    start: Array,
     size: int,
+    first: int,
+    lengths: Array | None,
 ) -> Array:
-    """Values (N, size) of one block's frames, from those of all frames behind it."""
-    panel = _panel(scores, start, size, lengths)
+    """Values (N, size) of a panel's frames, from those of all frames behind it."""
+    scores, bonus, gain = given
+    panel = _panel(scores, start, size, first, lengths)
     if bonus is not None:
-        panel = panel + bonus[0][:, None, start : start + size] + bonus[1][:, start:, None]
-    beyond = jnp.full((len(after), size), _NEVER)
-    if values.shape[1]:
-        beyond = jax.nn.logsumexp(panel[:, size:] + values[:, :, None], axis=1)
+        starts = jax.lax.dynamic_slice_in_dim(bonus[0], start, size, axis=1)
+        panel = panel + starts[:, None] + bonus[1][:, first:, None]
+    beyond = jax.nn.logsumexp(panel + later[:, :, None], axis=1)
 
     def step(carry: tuple, inputs: tuple) -> tuple[tuple, None]:
         values, after = carry
@@ -250,9 +299,11 @@ def _log_block(
         value = jnp.logaddexp(after, jnp.logaddexp(near, beyond)) + gain
         return (values.at[index].set(value), value), None
 
-    steps = (panel[:, :size].transpose(2, 1, 0), beyond.T, gain.T, jnp.arange(size))
-    first = (jnp.full((size, len(after)), _NEVER), after)
-    (inside, _), _ = jax.lax.scan(step, first, steps, reverse=True)
+    near = jax.lax.dynamic_slice_in_dim(panel, start - first, size, axis=1)
+    gain = jax.lax.dynamic_slice_in_dim(gain, start, size, axis=1)
+    steps = (near.transpose(2, 1, 0), beyond.T, gain.T, jnp.arange(size))
+    own = (jnp.full((size, len(after)), _NEVER), after)
+    (inside, _), _ = jax.lax.scan(step, own, steps, reverse=True)
     return inside.T
 
 
@@ -298,8 +349,10 @@ class _Shifted:
     def single(self) -> Float[Array, "N T"]:
         return self.scores.single + self.bonus
 
-    def panel(self, start: int, size: int) -> Float[Array, "N ends starts"]:
-        return self.scores.panel(start, size)
+    def panel(
+        self, start: int | Int[Array, ""], size: int, first: int
+    ) -> Float[Array, "N ends starts"]:
+        return self.scores.panel(start, size, first)
 
 
 def _existing(single: Array, lengths: Array | None) -> Array:
@@ -308,11 +361,13 @@ def _existing(single: Array, lengths: Array | None) -> Array:
     return jnp.where(jnp.arange(single.shape[1]) < lengths[:, None], single, _NEVER)
 
 
-def _panel(scores: IntervalScores, start: int, size: int, lengths: Array | None) -> Array:
-    panel = scores.panel(start, size).astype(jnp.float32)
+def _panel(
+    scores: IntervalScores, start: Array, size: int, first: int, lengths: Array | None
+) -> Array:
+    panel = scores.panel(start, size, first).astype(jnp.float32)
     if lengths is None:
         return panel
-    exists = start + jnp.arange(panel.shape[1]) < lengths[:, None]
+    exists = first + jnp.arange(panel.shape[1]) < lengths[:, None]
     return jnp.where(exists[:, :, None], panel, _NEVER)
 
 

@@ -153,3 +153,24 @@ def test_huge_scores_stay_finite():
     assert found.start[0, 2] == pytest.approx(1) and found.end[0, 35] == pytest.approx(1)
     best = BEST(scores, block=8)
     assert follow(*map(np.asarray, best[1:])) == [[(2, 35)]]
+
+
+@pytest.mark.parametrize("differentiated", [False, True], ids=["forwards", "backwards"])
+def test_memory_grows_with_the_frames_and_not_with_their_square(differentiated):
+    """A few panels are held at a time, as the compiler's own plan of the program tells."""
+    rows, width, block = 8, 4, 32
+
+    def total(end, start, single):
+        return log_partition(ProductScores(end, start, single), block=block).sum()
+
+    function = jax.grad(total, argnums=(0, 1, 2)) if differentiated else total
+    held = {}
+    for frames in (128, 256, 512):
+        vectors = jax.ShapeDtypeStruct((rows, frames, width), jnp.float32)
+        single = jax.ShapeDtypeStruct((rows, frames), jnp.float32)
+        compiled = jax.jit(function).lower(vectors, vectors, single).compile()
+        held[frames] = compiled.memory_analysis().temp_size_in_bytes
+    panel = 4 * rows * 512 * block
+    table = panel * 512 // block
+    assert held[512] < 6 * panel < table / 2
+    assert held[512] < 2.3 * held[256] < 2.3**2 * held[128]
