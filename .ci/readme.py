@@ -3,8 +3,8 @@
     python .ci/readme.py            rewrite the tables between their markers
     python .ci/readme.py NAME       print the shell command that README.md marks with NAME
 
-The table of models comes from the registry and the table of results from the JSON lines in
-`benchmarks/results`: the newest line that fits a row's conditions. Tests check that README.md
+The table of models comes from the registry and the tables of scores and results from the JSON lines
+in `benchmarks/results`: the newest line that fits a row's conditions. Tests check that README.md
 says what this script would write, and `.ci/run` runs the commands that this script reads out, so
 that neither can drift.
 """
@@ -12,7 +12,7 @@ that neither can drift.
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,21 +59,19 @@ def _waited(says: str, what: str, subject: str, field: str, form: str) -> Wanted
     return Wanted(says, "command_line", {"facts.what": what, "subject": subject}, field, form)
 
 
+def _unseen(says: str, score: str, model: str, name: str) -> Wanted:
+    where = {"facts.set": "font, rooms", "facts.model": model}
+    says = f"{says} F1, an unseen sound font in rooms, {name}"
+    return Wanted(says, "accuracy", where, f"scores.{score}", "{:.3f}")
+
+
 _CLIP, _HOUR = "transcribe 30 s", "transcribe an hour"
 _FIVE_MINUTES = {"facts.recording": "five minutes", "facts.model": "onsets_frames.small"}
 _TRAINING = {"facts.case": "training_step", "facts.complexity": 16}
-_SETS = (("clips", "clips of a sampled grand"), ("font, rooms", "an unseen sound font in rooms"))
 WANTED: tuple[Wanted, ...] = (
-    *(
-        Wanted(f"{kind} F1, {says}, {model}", "accuracy", where, f"scores.{field}", "{:.3f}")
-        for name, says in _SETS
-        for kind, field, subject, model in (
-            ("onset", "onset_f1", "musicjax", "`onsets_frames.small`"),
-            ("onset", "onset_f1", "basic_pitch", "Basic Pitch"),
-            ("onset and offset", "onset_offset_f1", "musicjax", "`onsets_frames.small`"),
-        )
-        for where in ({"facts.set": name, "subject": subject},)
-    ),
+    _unseen("onset", "onset_f1", "onsets_frames.small", "`onsets_frames.small`"),
+    _unseen("onset", "onset_f1", "basic_pitch", "Basic Pitch"),
+    _unseen("onset and offset", "onset_offset_f1", "onsets_frames.small", "`onsets_frames.small`"),
     _waited("`import musicjax`", "start", "import musicjax", "steady.median", "{:.2f} s"),
     _waited("`musicjax --help`", "start", "musicjax --help", "steady.median", "{:.2f} s"),
     _waited("30 s of piano, first time", _CLIP, "cold", "steady.median", "{:.1f} s"),
@@ -123,8 +121,9 @@ def main() -> None:
 
 
 def written(text: str) -> str:
-    """The README with both tables made anew."""
+    """The README with all tables made anew."""
     text = _replaced(text, "models", model_table())
+    text = _replaced(text, "scores", score_table(TRANSCRIBERS))
     return _replaced(text, "results", result_table())
 
 
@@ -166,6 +165,68 @@ def _weights(source: Any) -> str:
     where = "in the package" if source.address.startswith("package:") else "fetched"
     size = source.wheel_bytes or source.size_bytes  # 0: of a folder that was never weighed
     return f"{where}, {size / 1e6:.1f} MB" if size else where
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A table of scores: a row for each subject of a file, a column for each set and score."""
+
+    file: str
+    head: str
+    columns: Sequence[tuple[str, str, str]]  # what the column says, set, score
+    names: Mapping[str, str]  # of subjects that are not models of the zoo
+
+
+TRANSCRIBERS = Scores(
+    "accuracy",
+    "transcriber",
+    (
+        ("piano: onset", "clips", "onset_f1"),
+        ("and offset", "clips", "onset_offset_f1"),
+        ("in rooms: onset", "clips, rooms", "onset_f1"),
+        ("and offset", "clips, rooms", "onset_offset_f1"),
+        ("ensembles: onset", "ensembles", "onset_f1"),
+        ("and offset", "ensembles", "onset_offset_f1"),
+    ),
+    {"basic_pitch": "Basic Pitch, the package", "transkun": "Transkun, the package"},
+)
+TRACKERS = Scores(
+    "pitch",
+    "pitch tracker",
+    (
+        ("voices: 50 cents", "voices", "raw_pitch_50"),
+        ("25", "voices", "raw_pitch_25"),
+        ("10", "voices", "raw_pitch_10"),
+        ("chroma", "voices", "raw_chroma"),
+        ("voicing recall", "voices", "voicing_recall"),
+        ("false alarms", "voices", "voicing_false_alarm"),
+        ("instruments: 50 cents", "font", "raw_pitch_50"),
+        ("25", "font", "raw_pitch_25"),
+        ("10", "font", "raw_pitch_10"),
+        ("a singer: 50 cents", "sung", "raw_pitch_50"),
+    ),
+    {"pyin": "pYIN, librosa's"},
+)
+
+
+def score_table(scores: Scores) -> str:
+    """A row a subject, the best in the first column on top; what was not measured stays empty."""
+    path = ROOT / f"benchmarks/results/{scores.file}.jsonl"
+    newest: dict[str, dict[str, dict[str, float]]] = {}  # row -> set -> score -> value
+    for line in map(json.loads, path.read_text().splitlines() if path.is_file() else ()):
+        name = line["facts"].get("model", line["subject"])
+        known = f"`{name}`" if line["subject"] == "musicjax" else scores.names.get(name, name)
+        newest.setdefault(known, {})[line["facts"]["set"]] = line["scores"]
+    first = scores.columns[0]
+    rows = sorted(newest, key=lambda row: -newest[row].get(first[1], {}).get(first[2], 0.0))
+    link = f"[{scores.head}](benchmarks/results/{scores.file}.jsonl)"
+    says = " | ".join([link, *(column[0] for column in scores.columns)])
+    lines = [f"| {says} |", f"| --- {'| --- ' * len(scores.columns)}|"]
+    for row in rows:
+        values = (newest[row].get(name, {}).get(score) for _, name, score in scores.columns)
+        told = ("" if value is None else f"{value:.3f}" for value in values)
+        lines.append(f"| {row} | {' | '.join(told)} |")
+    return "\n".join(lines)
 
 
 def result_rows() -> list[Row]:

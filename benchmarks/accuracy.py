@@ -1,18 +1,23 @@
-"""How well notes are heard: recordings of a sampled grand, and a sound font no training has used.
+"""How well notes are heard: every transcriber at hand and the packages that some come from.
 
-    python benchmarks/accuracy.py                          # shared clips and the held-out font
-    python benchmarks/accuracy.py --model runs/mine/best.safetensors --dry-run
+    python benchmarks/accuracy.py                          # all models at hand, all sets
+    python benchmarks/accuracy.py --models transkun.v2 --peers transkun --sets clips ensembles
+    python benchmarks/accuracy.py --models runs/mine/best.safetensors --dry-run
 
-Four sets, each a mean over pieces of mir_eval's note scores (onset within 50 ms; a note lasts
-until the pedal lets go):
+Five sets, each a mean over pieces of mir_eval's note scores (onset within 50 ms; a note lasts until
+the pedal lets go, in truth and estimate alike; instruments are not told apart, drums left out):
 
     clips          piano clips with exact notes beside the project (a sampled Yamaha C5, dry)
     clips, rooms   the same in simulated rooms, with noise, colour and detuning
+    ensembles      clips of a string quartet, a song with piano and a band with drums
     font           test split of the scores, played as written by a sound font never trained on
     font, rooms    the same in rooms
 
-Sets whose material is absent are left out, with a line that says so. Basic Pitch is scored on the
-same sound when it is installed (see `transcribe.py`).
+Clips keep their 44.1 kHz, so that no model hears less than it can use; the sound font is played at
+16 kHz. Sets whose material is absent are left out, with a line that says so, and so are models that
+would have to be fetched, unless they are named. Peers get the same sound when they are installed:
+`pip install --no-deps basic-pitch resampy onnxruntime flatbuffers`, and for transkun what
+`transkun_v2.py` says.
 """
 
 import argparse
@@ -21,14 +26,13 @@ import json
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from harness import RESULTS, environment
 from transcribe import basic_pitch
 
 import musicjax
-from musicjax.audio import save_audio
+from musicjax.audio import Audio, save_audio
 from musicjax.data.augment import AugmentConfig, augment
 from musicjax.data.fluidsynth import available
 from musicjax.data.pipeline import examples
@@ -36,82 +40,157 @@ from musicjax.data.records import Example, to_float, to_int16
 from musicjax.data.render import RenderConfig, render_corpus
 from musicjax.metrics import mean_scores, note_scores
 from musicjax.notes import Notes
+from musicjax.tasks.choice import at_hand
 from musicjax.tasks.transcribe import evaluate
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 FONT = Path("/usr/share/sounds/sf2/TimGM6mb.sf2")
 SCORES = ("giantmidi_piano", "pop909")
-SAMPLE_RATE = 16000
+SETS = ("clips", "clips, rooms", "ensembles", "font", "font, rooms")
+CLIP_RATE = 44_100
+ENSEMBLES = ("band_1", "lied_1", "quartet_1")
+
+Pieces = list[Example]
 
 
 def main() -> None:
-    """Score the model, and Basic Pitch if it is there, on every set that can be made."""
+    """Score the models, and their packages where they are there, on every set that can be made."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", default="onsets_frames.small")
+    parser.add_argument("--models", nargs="*", help="default: all that need no download")
+    parser.add_argument("--peers", nargs="*", default=tuple(PEERS), choices=tuple(PEERS))
+    parser.add_argument("--sets", nargs="+", default=SETS, choices=SETS)
     parser.add_argument("--shared", type=Path, default=SHARED)
     parser.add_argument("--font", type=Path, default=FONT, help="a sound font never trained on")
     parser.add_argument("--minutes", type=float, default=15.0, help="of the held-out font")
     parser.add_argument("--dry-run", action="store_true", help="print, but record nothing")
     arguments = parser.parse_args()
-    transcriber = musicjax.load(arguments.model)
-    subjects: dict[str, Callable[[list[Example]], dict[str, float]]] = {
-        "musicjax": lambda some: evaluate(transcriber, some)["mean"]
-    }
-    if importlib.util.find_spec("basic_pitch") is not None:
-        peer = basic_pitch()
-        subjects["basic_pitch"] = lambda some: _scored_by(peer, some)
-    for name, pieces in _sets(arguments.shared, arguments.font, arguments.minutes):
-        for subject, score in subjects.items():
+    models = at_hand("transcribe") if arguments.models is None else arguments.models
+    subjects: dict[tuple[str, str], Callable[[Pieces], dict[str, float]]] = {}
+    for model in models:
+        subjects["musicjax", model] = _by_musicjax(model)
+    for peer in arguments.peers:
+        if importlib.util.find_spec(peer) is None:
+            print(f"{peer} is not installed: left out")
+        else:
+            subjects[peer, peer] = _by_package(PEERS[peer]())
+    for name, pieces in _sets(arguments.sets, arguments.shared, arguments.font, arguments.minutes):
+        for (subject, model), score in subjects.items():
             means = score(pieces)
             print(
-                f"{name:12s} {subject:11s} {len(pieces):3d} pieces · onset F1 "
+                f"{name:12s} {subject:11s} {model:26s} {len(pieces):3d} pieces · onset F1 "
                 f"{means['onset_f1']:.3f} (P {means['onset_precision']:.3f} R "
                 f"{means['onset_recall']:.3f}) · onset+offset {means['onset_offset_f1']:.3f} · "
-                f"frame {means['frame_f1']:.3f}"
+                f"frame {means['frame_f1']:.3f}",
+                flush=True,
             )
             if not arguments.dry_run:
-                _record(name, subject, arguments.model, pieces, means)
+                _record(name, subject, model, pieces, means)
 
 
-def _sets(shared: Path, font: Path, minutes: float) -> Iterable[tuple[str, list[Example]]]:
-    clips = sorted(shared.glob("clips/piano_*.flac"))
-    if clips:
-        dry = list(examples([str(shared / "clips" / "piano_*.flac")]))
-        dry = [_resampled(example) for example in dry]
-        yield "clips", dry
-        yield "clips, rooms", [_in_a_room(e, i, s) for i, e in enumerate(dry) for s in range(3)]
-    else:
-        print(f"no piano clips below {shared}: left out")
-    archives = tuple(str(shared / "midi" / f"{name}.tar.gz") for name in SCORES)
-    if available() and font.is_file() and all(Path(a).is_file() for a in archives):
+# Subjects -------------------------------------------------------------------------------------
+
+
+def _by_musicjax(model: str) -> Callable[[Pieces], dict[str, float]]:
+    transcriber = musicjax.load(model)
+    return lambda pieces: evaluate(transcriber, pieces)["mean"]
+
+
+def _by_package(transcribe: Callable[[Example], Notes]) -> Callable[[Pieces], dict[str, float]]:
+    def score(pieces: Pieces) -> dict[str, float]:
+        found = ((p.notes.sustained(), transcribe(p).sustained()) for p in pieces)
+        return mean_scores(note_scores(*pair) for pair in found).as_dict()
+
+    return score
+
+
+def _basic_pitch() -> Callable[[Example], Notes]:
+    predict = basic_pitch()
+
+    def transcribe(piece: Example) -> Notes:
         with tempfile.TemporaryDirectory() as folder:
-            render_corpus(
-                RenderConfig(
-                    out=Path(folder),
-                    midi=archives,
-                    weights=(1.0, 1.0),
-                    split="test",
-                    instruments=(str(font),),
-                    programs=(0,),
-                    hours=minutes / 60,
-                    excerpt_s=30.0,
-                    as_written=True,
-                    reverb_chance=0.0,
-                )
-            )
-            played = list(examples([folder]))
-        yield "font", played
-        yield "font, rooms", [_in_a_room(example, i, 0) for i, example in enumerate(played)]
-    else:
+            path = Path(folder, "piece.wav")
+            save_audio(path, to_float(piece.samples), piece.sample_rate)
+            found = sorted(predict(path))
+        onset, offset, pitch, level = (np.array([n[k] for n in found]) for k in range(4))
+        velocity = np.clip(np.rint(127 * level), 1, 127)
+        return Notes.from_arrays(onset_s=onset, offset_s=offset, pitch=pitch, velocity=velocity)
+
+    return transcribe
+
+
+def _transkun() -> Callable[[Example], Notes]:
+    from transkun_v2 import as_notes, by_package
+
+    package = by_package()
+
+    def transcribe(piece: Example) -> Notes:
+        import soxr
+
+        samples = soxr.resample(to_float(piece.samples), piece.sample_rate, CLIP_RATE)
+        return as_notes(package(Audio(samples, CLIP_RATE)))
+
+    return transcribe
+
+
+PEERS: dict[str, Callable[[], Callable[[Example], Notes]]] = {
+    "basic_pitch": _basic_pitch,
+    "transkun": _transkun,
+}
+
+# Sets -----------------------------------------------------------------------------------------
+
+
+def _sets(
+    wanted: Iterable[str], shared: Path, font: Path, minutes: float
+) -> Iterable[tuple[str, Pieces]]:
+    if {"clips", "clips, rooms"} & {*wanted}:
+        dry = _clips(shared, sorted(p.stem for p in shared.glob("clips/piano_*.flac")))
+        rooms = [_in_a_room(example, i, seed) for i, example in enumerate(dry) for seed in range(3)]
+        yield from _given({"clips": dry, "clips, rooms": rooms}, wanted)
+    if "ensembles" in wanted:
+        yield from _given({"ensembles": _clips(shared, ENSEMBLES)}, wanted)
+    if {"font", "font, rooms"} & {*wanted}:
+        played = _played(shared, font, minutes)
+        rooms = [_in_a_room(example, i, 0) for i, example in enumerate(played)]
+        yield from _given({"font": played, "font, rooms": rooms}, wanted)
+
+
+def _given(sets: dict[str, Pieces], wanted: Iterable[str]) -> Iterable[tuple[str, Pieces]]:
+    for name, pieces in sets.items():
+        if name in wanted and pieces:
+            yield name, pieces
+
+
+def _clips(shared: Path, names: Iterable[str]) -> Pieces:
+    paths = [shared / "clips" / f"{name}.flac" for name in names]
+    there = [path for path in paths if path.is_file()]
+    if not there:
+        print(f"the clips below {shared} are missing: left out")
+    return [piece for path in there for piece in examples([str(path)], CLIP_RATE)]
+
+
+def _played(shared: Path, font: Path, minutes: float) -> Pieces:
+    archives = tuple(str(shared / "midi" / f"{name}.tar.gz") for name in SCORES)
+    if not (available() and font.is_file() and all(Path(a).is_file() for a in archives)):
         print(f"FluidSynth, {font} or the scores below {shared} are missing: left out")
-
-
-def _resampled(example: Example) -> Example:
-    import soxr
-
-    samples = soxr.resample(to_float(example.samples), example.sample_rate, SAMPLE_RATE)
-    return Example(example.id, SAMPLE_RATE, to_int16(samples), example.notes)
+        return []
+    with tempfile.TemporaryDirectory() as folder:
+        render_corpus(
+            RenderConfig(
+                out=Path(folder),
+                midi=archives,
+                weights=(1.0, 1.0),
+                split="test",
+                instruments=(str(font),),
+                programs=(0,),
+                hours=minutes / 60,
+                excerpt_s=30.0,
+                as_written=True,
+                reverb_chance=0.0,
+            )
+        )
+        return list(examples([folder]))
 
 
 def _in_a_room(example: Example, index: int, seed: int) -> Example:
@@ -122,28 +201,10 @@ def _in_a_room(example: Example, index: int, seed: int) -> Example:
     return Example(f"{example.id} in room {seed}", example.sample_rate, to_int16(samples), notes)
 
 
-def _scored_by(transcribe: Callable[[Path], Any], pieces: list[Example]) -> dict[str, float]:
-    scores = []
-    with tempfile.TemporaryDirectory() as folder:
-        for piece in pieces:
-            path = Path(folder, "piece.wav")
-            save_audio(path, to_float(piece.samples), piece.sample_rate)
-            found = sorted(transcribe(path))
-            onset, offset, pitch, level = (np.array([n[k] for n in found]) for k in range(4))
-            velocity = np.clip(np.rint(127 * level), 1, 127)
-            estimate = Notes.from_arrays(
-                onset_s=onset, offset_s=offset, pitch=pitch, velocity=velocity
-            )
-            scores.append(note_scores(piece.notes.sustained(), estimate))
-    return mean_scores(scores).as_dict()
-
-
-def _record(
-    name: str, subject: str, model: str, pieces: list[Example], means: dict[str, float]
-) -> None:
+def _record(name: str, subject: str, model: str, pieces: Pieces, means: dict[str, float]) -> None:
     line = {
         "benchmark": "accuracy",
-        "facts": {"set": name, "model": model if subject == "musicjax" else subject},
+        "facts": {"set": name, "model": model},
         "subject": subject,
         "pieces": len(pieces),
         "audio_s": round(sum(len(p.samples) / p.sample_rate for p in pieces), 1),

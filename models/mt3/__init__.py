@@ -1,6 +1,6 @@
 """MT3 (Gardner et al. 2022) and the piano model before it: recordings to tokens to notes."""
 
-from musicjax.registry import Card, Source, System
+from musicjax.registry import Ability, Card, Source, System
 
 _FOLDER = "musicjax.models.mt3"
 _PAPER = "https://arxiv.org/abs/2111.03017"
@@ -19,8 +19,10 @@ _CARDS = {
         ),
         scores={
             "onset_f1, MAESTRO, as the authors tell": 0.9455,
+            "onset_f1, Slakh2100, as the authors tell": 0.7585,
             "onset_offset_program_f1, Slakh2100, as the authors tell": 0.5453,
         },
+        ability=Ability({"piano": 0.9455, "any": 0.7585}),
     ),
     "ismir2021": Card(
         summary="Piano with velocities, with the authors' checkpoint of 2021.",
@@ -33,6 +35,7 @@ _CARDS = {
             address="gs://mt3/checkpoints/ismir2021/", sha256="", size_bytes=0, converter="convert"
         ),
         scores={"onset_f1, MAESTRO v3, as the authors tell": 0.9601},
+        ability=Ability({"piano": 0.9601}),
     ),
     "mini": Card(
         summary="A fifth of MT3's size with the same language, to be trained on few hours.",

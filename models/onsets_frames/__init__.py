@@ -1,6 +1,6 @@
 """Onsets and Frames (Hawthorne et al. 2018, 2019): piano recordings to notes."""
 
-from musicjax.registry import Card, Source, System
+from musicjax.registry import Ability, Card, Source, System
 
 _MODULE = "musicjax.models.onsets_frames.model"
 _PAPER = "https://arxiv.org/abs/1810.12247"
@@ -23,6 +23,7 @@ _CARDS = {
             "onset_f1, unseen sound font in rooms": 0.875,
             "onset_offset_f1, unseen sound font in rooms": 0.478,
         },
+        ability=Ability({"piano": 0.9385}, times_real_time=90.0),
     ),
     "port": Card(
         summary="The public PyTorch port at paper size; convert its checkpoint to use it.",

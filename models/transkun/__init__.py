@@ -1,6 +1,6 @@
 """Transkun V2 (Yan and Duan 2024): piano recordings to notes and pedals, by scored intervals."""
 
-from musicjax.registry import Card, Source, System
+from musicjax.registry import Ability, Card, Source, System
 
 _FOLDER = "musicjax.models.transkun"
 
@@ -24,6 +24,7 @@ _CARDS = {
             "onset_f1, MAESTRO v3, as the authors tell": 0.9833,
             "onset_f1, MAPS, as the authors tell": 0.922,
         },
+        ability=Ability({"piano": 0.9745}, pedals=True, times_real_time=0.9),
     ),
 }
 

@@ -8,6 +8,7 @@ whole or not at all, as PNG unless the name ends in .pdf or .svg.
 from musicjax.plots.contour import plot_contour
 from musicjax.plots.figures import plot_comparison, plot_piano_roll, plot_spectrogram
 from musicjax.plots.sound import pitch_spectrogram
+from musicjax.plots.stack import plot_transcriptions
 
 __all__ = [
     "pitch_spectrogram",
@@ -15,4 +16,5 @@ __all__ = [
     "plot_contour",
     "plot_piano_roll",
     "plot_spectrogram",
+    "plot_transcriptions",
 ]

@@ -77,7 +77,7 @@ def draw_rows(
             raise DataError(f"There is nothing to draw from {start_s} s to {end_s} s.")
         end_s = start_s + SHORTEST_ROW_S
     rows = row_times(start_s, end_s, row_s)
-    low, high = _pitch_range(everything[~everything.is_drum])
+    low, high = pitch_range(everything[~everything.is_drum])
     notes = layers[0].notes
     lanes: list[tuple[_Lane, float]] = []  # what is drawn below the roll, and its height
     if notes.pedal is not None:
@@ -89,7 +89,7 @@ def draw_rows(
     row_in = roll_in + sum(height for _, height in lanes)
     height_in = TOP_IN + len(rows) * (row_in + GAP_IN)
     figure = new_figure(height_in)
-    _heading(figure, height_in, title, summary, legend, scale)
+    heading(figure, height_in, title, summary, legend, scale)
     levels = level_range(picture.levels) if picture is not None else (0.0, 1.0)
     y = height_in - TOP_IN
     for begin_s, finish_s in rows:
@@ -98,13 +98,13 @@ def draw_rows(
         if rolls:
             y -= roll_in
             drawn.append(figure.add_axes((LEFT, y / height_in, width, roll_in / height_in)))
-            _roll_background(drawn[0], low, high, picture, levels, start_s, (begin_s, finish_s))
+            roll_background(drawn[0], low, high, picture, levels, start_s, (begin_s, finish_s))
             for layer in layers:
-                _draw_notes(drawn[0], layer, begin_s, finish_s)
+                draw_notes(drawn[0], layer, begin_s, finish_s)
             if over is not None:
                 over(drawn[0], begin_s, finish_s)
             keyboard = (LEFT - KEYS, y / height_in, KEYS - 0.002, roll_in / height_in)
-            _draw_keyboard(figure.add_axes(keyboard), low, high)
+            draw_keyboard(figure.add_axes(keyboard), low, high)
         for draw, lane_in in lanes:
             y -= lane_in
             box = (LEFT, y / height_in, width, (lane_in - 0.05) / height_in)
@@ -137,7 +137,7 @@ def row_times(start_s: float, end_s: float, row_s: float | None) -> list[tuple[f
     return list(zip(begins, [*begins[1:], last_s], strict=True))
 
 
-def _pitch_range(notes: Notes) -> tuple[int, int]:
+def pitch_range(notes: Notes) -> tuple[int, int]:
     """The pitches shown: those played and some air, at least three octaves."""
     if not len(notes):
         return 36, 84
@@ -147,7 +147,7 @@ def _pitch_range(notes: Notes) -> tuple[int, int]:
     return max(low, min(21, int(notes.pitch.min()))), min(high, max(108, int(notes.pitch.max())))
 
 
-def _heading(
+def heading(
     figure: Figure,
     height_in: float,
     title: str | None,
@@ -172,7 +172,7 @@ def _heading(
         x = figure.transFigure.inverted().transform(label.get_window_extent())[0, 0] - 0.015
 
 
-def _roll_background(
+def roll_background(
     axes: Axes,
     low: int,
     high: int,
@@ -212,7 +212,7 @@ def _roll_background(
     axes.set_yticks([])
 
 
-def _draw_notes(axes: Axes, layer: Layer, start_s: float, end_s: float) -> None:
+def draw_notes(axes: Axes, layer: Layer, start_s: float, end_s: float) -> None:
     notes = layer.notes
     inside = (notes.offset_s >= start_s) & (notes.onset_s < end_s) & ~notes.is_drum
     onset_s, offset_s, pitch = notes.onset_s[inside], notes.offset_s[inside], notes.pitch[inside]
@@ -253,7 +253,7 @@ def _draw_tails(axes: Axes, notes: Notes, colours: np.ndarray) -> None:
     axes.add_collection(LineCollection(lines, colors=faded, linewidths=0.8, zorder=3))
 
 
-def _draw_keyboard(axes: Axes, low: int, high: int) -> None:
+def draw_keyboard(axes: Axes, low: int, high: int) -> None:
     """Piano keys as wide as the rows they name, with the Cs labelled."""
     axes.set_facecolor("#cfd4dc")
     axes.set_xlim(0, 1)

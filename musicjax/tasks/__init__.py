@@ -6,6 +6,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from musicjax.tasks.caption import Caption as Caption
     from musicjax.tasks.caption import Captioner as Captioner
+    from musicjax.tasks.choice import Choice as Choice
+    from musicjax.tasks.choice import choose as choose
+    from musicjax.tasks.comparison import Comparison as Comparison
+    from musicjax.tasks.comparison import compare as compare
     from musicjax.tasks.loading import load as load
     from musicjax.tasks.pitch import PitchTrack as PitchTrack
     from musicjax.tasks.pitch import PitchTracker as PitchTracker
@@ -16,10 +20,14 @@ if TYPE_CHECKING:
 _EXPORTS = {
     "Caption": "caption",
     "Captioner": "caption",
+    "Choice": "choice",
+    "Comparison": "comparison",
     "PitchTrack": "pitch",
     "PitchTracker": "pitch",
     "Transcriber": "transcribe",
     "Transcription": "transcribe",
+    "choose": "choice",
+    "compare": "comparison",
     "evaluate": "transcribe",
     "load": "loading",
 }

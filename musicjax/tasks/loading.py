@@ -1,6 +1,7 @@
 """From a model's name to the object that does its task."""
 
 import importlib
+import inspect
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 from musicjax import registry
 from musicjax.errors import ConfigError
+from musicjax.tasks.choice import AUTO, choose
 from musicjax.types import Policy
 
 _TASKS = {  # System.task -> class
@@ -30,14 +32,16 @@ def load(
     """A model ready for its task, e.g. `load("onsets_frames.small").transcribe("song.flac")`.
 
     Args:
-      name: `system.tag` as listed by `musicjax models`, or the path of a .safetensors file.
+      name: `system.tag` as listed by `musicjax models`, the path of a .safetensors file, or "auto":
+        the best transcriber that needs no download, as `musicjax.choose` finds it.
       task: what it is to be used for ("transcribe", "pitch", "caption"); None takes whatever the
         model does.
       device: "cpu", "gpu" or "cuda:1"; None takes the one that jax prefers.
       policy: dtypes; None keeps the ones stored with the weights.
       progress: called with bytes there and bytes in all while weights are downloaded.
       settings: further arguments of the task's class (for a Transcriber window_s, batch_size; for
-        a PitchTracker hop_ms and centred as well).
+        a PitchTracker hop_ms and centred as well), and with "auto" those of `musicjax.choose`
+        (instrument, pedals, bends, real_time).
 
     Compiled programs are kept in the cache folder (see `musicjax.infer.keep_compiled`). Raises
     ModelNotFoundError, WeightsError or ConfigError, each saying what to do.
@@ -47,6 +51,11 @@ def load(
 
     keep_compiled()
     chosen = find_device(device)
+    if name == AUTO:
+        if task not in (None, "transcribe"):
+            raise ConfigError(f"auto chooses among transcribers; for {task!r} name a model.")
+        wanted = inspect.signature(choose).parameters.keys() & settings.keys()
+        name = choose(**{key: settings.pop(key) for key in wanted}).name
     known = registry.systems().get(os.fspath(name).split(".")[0])
     if task is not None and known is not None and not Path(name).exists():
         _check_task(os.fspath(name), known, task)  # before anything is fetched

