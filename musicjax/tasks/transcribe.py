@@ -349,8 +349,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score a transcriber on examples: the mean over pieces of each score, and every piece's own.
 
-    References count as sounding until the sustain pedal lets go (MAESTRO's convention). Where any
-    piece has drums or another program than the piano's, the scores by instrument are told as well
+    Notes count as sounding until the sustain pedal lets go (MAESTRO's convention), in references
+    and, where the model writes the pedal, in what it heard. Where any piece has drums or another
+    program than the piano's, the scores by instrument are told as well
     (`musicjax.metrics.instruments`; `frame` stays that of `note_scores`). Returns
     {"pieces": number, "mean": {score: value}, "each": {id: {score: value}}}.
     """
@@ -371,8 +372,9 @@ def evaluate(
             raise result
         name, reference = truth.pop(index)
         name = f"{name} ({index + 1})" if name in scores else name  # two folders, one name
-        scores[name] = note_scores(reference, result.notes)
-        by_instrument[name] = instrument_scores(reference, result.notes)
+        heard = result.notes.sustained()
+        scores[name] = note_scores(reference, heard)
+        by_instrument[name] = instrument_scores(reference, heard)
         several |= bool(reference.is_drum.any() or reference.program.any())
     if not scores:
         raise DataError("there are no examples to score; check the name of the data.")
