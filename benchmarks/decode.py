@@ -209,7 +209,7 @@ def by_transformers(
             d_kv=config.head_dim,
             d_ff=config.mlp_dim,
             num_heads=config.num_heads,
-            num_layers=1,  # the encoder is not run
+            num_layers=config.num_decoder_layers,  # the encoder is not run; its cache counts these
             num_decoder_layers=config.num_decoder_layers,
             feed_forward_proj="gated-gelu",
             tie_word_embeddings=False,

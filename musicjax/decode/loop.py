@@ -40,6 +40,7 @@ class DecodeState:
     scores    summed log-probability, in the network's own distribution (before rules, grammar and
               temperature), of the tokens that were not forced.
     keys      one key a row, or None when nothing is drawn at random.
+    bias      what is added to a row's logits before anything else, or None.
     grammar   state of the grammar, or None.
     cache     the network's cache.
     """
@@ -52,6 +53,7 @@ class DecodeState:
     finished: Bool[Array, "B"]
     scores: Float[Array, "B"]
     keys: jax.Array | None
+    bias: Float[Array, "B V"] | None
     grammar: Any
     cache: Any
 
@@ -97,13 +99,16 @@ def start(
     prompt: Int[Array, "B P"] | None = None,
     prompt_lengths: Int[Array, "B"] | None = None,
     limits: Int[Array, "B"] | None = None,
+    bias: Float[Array, "B V"] | None = None,
     grammar: GrammarMask | None = None,
 ) -> DecodeState:
     """The state before the first token, for the rows of `cache` (at position 0).
 
     `prompt` holds tokens that each row must begin with, its first `prompt_lengths` columns (all of
     them when not given). `limits` sets a most number of tokens for each row, below `max_length`.
-    `key`: one key, from which row i gets `fold_in(key, i)`, or (B,) keys, one a row.
+    `key`: one key, from which row i gets `fold_in(key, i)`, or (B,) keys, one a row. `bias` is
+    added to the logits of all steps, a way to favour tokens that are likely for other reasons than
+    the network has; scores stay the network's own.
 
     Raises ConfigError when a key is missing or the prompt is longer than `max_length`.
     """
@@ -136,6 +141,7 @@ def start(
         finished=jnp.zeros(batch, bool),
         scores=jnp.zeros(batch, jnp.float32),
         keys=_row_keys(key, batch) if config.samples else None,
+        bias=bias,
         grammar=None if grammar is None else grammar.initial(batch),
         cache=cache,
     )
@@ -166,7 +172,8 @@ def advance(
     forced = state.lengths < state.prompts
     here = jnp.minimum(state.lengths, state.tokens.shape[1] - 1)[:, None]
 
-    ruled = apply_rules(logits, state.tokens, state.lengths, config)
+    favoured = logits if state.bias is None else logits + state.bias
+    ruled = apply_rules(favoured, state.tokens, state.lengths, config)
     if grammar is not None:
         ruled = jnp.where(grammar.allowed(state.grammar), ruled, FORBIDDEN)
     keys = None
@@ -181,11 +188,12 @@ def advance(
 
     log_probability = jnp.take_along_axis(logits, chosen[:, None], axis=1)[:, 0]
     log_probability -= jax.nn.logsumexp(logits, axis=1)
-    # A row that has ended writes past the end of the buffer, that is, nowhere.
+    # A row that has ended writes past the end of the buffer, that is, nowhere. Compared rather than
+    # indexed: on a mesh, indices that count rows would be gathered on every device.
     column = jnp.where(running, state.lengths, state.tokens.shape[1])
-    rows = jnp.arange(len(column))
+    newest_here = jnp.arange(state.tokens.shape[1]) == column[:, None]
     return DecodeState(
-        tokens=state.tokens.at[rows, column].set(chosen, mode="drop"),
+        tokens=jnp.where(newest_here, chosen[:, None], state.tokens),
         lengths=state.lengths + running,
         prompts=state.prompts,
         limits=state.limits,
@@ -193,6 +201,7 @@ def advance(
         finished=state.finished | (running & ends),
         scores=state.scores + jnp.where(running & ~forced, log_probability, 0.0),
         keys=state.keys,
+        bias=state.bias,
         grammar=None if grammar is None else grammar.advance(state.grammar, chosen),
         cache=cache,
     )

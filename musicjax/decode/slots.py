@@ -36,6 +36,7 @@ from musicjax.decode.protocol import Prefill, WeightedStep
 from musicjax.errors import ConfigError, DataError
 
 NOBODY = -1  # the number of a segment that is not there
+_WHOLE = PartitionSpec()
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,13 @@ class Segment:
                 the same shapes and dtypes for all segments.
     prompt      (P,) tokens that the answer must begin with, such as notes still sounding.
     max_length  most tokens of this segment, prompt included; None: the config's.
+    bias        (V,) added to the logits of all its tokens; the decoder must be told to take it.
     """
 
     inputs: Any
     prompt: Int[np.ndarray, "P"] | None = None
     max_length: int | None = None
+    bias: Float[np.ndarray, "V"] | None = None
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,8 @@ class SlotDecoder:
     release   a slot is refilled when so many are free: 1 keeps slots busiest, more copies less
               often.
     grammar   which tokens may follow which; None, the default, leaves the choice to the network.
+    biased    width of the bias that segments may bring, the network's vocabulary; None: they may
+              not, and nothing is spent on it.
     mesh      devices over whose axis `axis` the slots are divided: each decodes its own share
               without waiting for others, weights are whole on each. `slots`, `queue` and `release`
               count all devices together.
@@ -162,12 +167,13 @@ class SlotDecoder:
         queue: int | None = None,
         release: int = 1,
         grammar: GrammarMask | None = None,
+        biased: int | None = None,
         mesh: Mesh | None = None,
         axis: str = "data",
     ):
         self.prefill, self.step, self.config, self.grammar = prefill, step, config, grammar
         self.slots, self.queue, self.release = slots, slots if queue is None else queue, release
-        self.mesh, self.axis = mesh, axis
+        self.biased, self.mesh, self.axis = biased, mesh, axis
         self.shares = 1 if mesh is None else mesh.shape[axis]
         for name in ("slots", "queue", "release"):
             number = getattr(self, name)
@@ -201,10 +207,7 @@ class SlotDecoder:
 
     @property
     def compiled(self) -> int:
-        """Programs compiled so far: two, and one for each size of cache that was needed.
-
-        Drawn over a mesh they are more by the first round's, whose keys lie elsewhere.
-        """
+        """Programs compiled so far: two, and one for each size of cache that was needed."""
         jitted: tuple[Any, ...] = (self._encode, self._round)
         return sum(function._cache_size() for function in jitted)
 
@@ -233,6 +236,7 @@ class SlotDecoder:
                 prompt=batch["prompt"],
                 prompt_lengths=batch["prompt_lengths"],
                 limits=jnp.where(segment == NOBODY, 0, batch["limits"]),
+                bias=batch["bias"],
                 grammar=self.grammar,
             )
             return _Rows(rows, segment)
@@ -372,6 +376,8 @@ class Run(Iterator[Decoded]):
         key: jax.Array | None,
     ):
         self.tally = Tally()
+        if decoder.mesh is not None:  # once, where the compiled parts expect them
+            weights, key = jax.device_put((weights, key), NamedSharding(decoder.mesh, _WHOLE))
         self._decoder, self._weights, self._key = decoder, weights, key
         self._source = enumerate(segments)
         self._like: Any = None  # shapes and dtypes of the first segment's inputs
@@ -389,15 +395,35 @@ class Run(Iterator[Decoded]):
         slots = self._encoded([], decoder.slots, room=decoder.rooms[0], blank=True)
         wait, drain = np.array(False), np.array(True)
         while queue is not None:
-            slots, queue, out, status = decoder._round(self._weights, slots, queue, wait)
+            slots, queue, out, status = self._round(slots, queue, wait)
             following = self._next_queue()  # while the device decodes
             yield from self._read(out, status)
             while status.waiting.any() or (following is None and status.running.any()):
                 slots = self._with_room(slots, status)
                 last = drain if following is None else wait
-                slots, queue, out, status = decoder._round(self._weights, slots, queue, last)
+                slots, queue, out, status = self._round(slots, queue, last)
                 yield from self._read(out, status)
             slots, queue = self._with_room(slots, status), following
+
+    def _round(
+        self, slots: _Rows, queue: _Rows, drain: np.ndarray
+    ) -> tuple[_Rows, _Rows, _Results, _Status]:
+        slots, queue, out, status = self._decoder._round(self._weights, slots, queue, drain)
+        return self._placed(slots), self._placed(queue), out, status
+
+    def _placed(self, rows: _Rows) -> _Rows:
+        """On a mesh: keys with the sharding that a round was compiled for.
+
+        Other arrays come out of a compiled part with it. Keys come out with the same one in another
+        form, for which the round would be compiled anew.
+        """
+        mesh, keys = self._decoder.mesh, rows.rows.keys
+        if mesh is None or keys is None:
+            return rows
+        there = NamedSharding(mesh, PartitionSpec(self._decoder.axis))
+        bits = jax.device_put(jax.random.key_data(keys), there)
+        keys = jax.random.wrap_key_data(bits, impl=jax.random.key_impl(keys))
+        return replace(rows, rows=replace(rows.rows, keys=keys))
 
     def _read(self, out: _Results, status: _Status) -> Iterator[Decoded]:
         """What can go out now that these have come in."""
@@ -451,6 +477,11 @@ class Run(Iterator[Decoded]):
                 f"the prompt of segment {index} has {length} tokens, which leaves no room within "
                 f"its max_length of {limit or most}; shorten the one or raise the other."
             )
+        if segment.bias is not None and segment.bias.shape != (self._decoder.biased,):
+            raise DataError(
+                f"segment {index} has a bias of shape {segment.bias.shape}, and the decoder was "
+                f"made with biased={self._decoder.biased}; they must agree."
+            )
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), segment.inputs)
         if self._like is None:
             self._like = like
@@ -473,6 +504,7 @@ class Run(Iterator[Decoded]):
             "prompt_lengths": np.zeros(count, np.int32),
             "limits": np.full(count, most, np.int32),
             "segment": np.full(count, NOBODY, np.int32),
+            "bias": np.zeros((count, decoder.biased), np.float32) if decoder.biased else None,
         }
         for i, (index, segment) in enumerate(segments):
             row = i % decoder.shares * share + i // decoder.shares
@@ -482,10 +514,12 @@ class Run(Iterator[Decoded]):
             if segment.prompt is not None:
                 batch["prompt"][row, : len(segment.prompt)] = segment.prompt
                 batch["prompt_lengths"][row] = len(segment.prompt)
+            if segment.bias is not None:
+                batch["bias"][row] = segment.bias
             batch["limits"][row] = segment.max_length or most
             batch["segment"][row] = index
         if decoder.mesh is not None:
             share_out = NamedSharding(decoder.mesh, PartitionSpec(decoder.axis))
             batch = jax.device_put(batch, share_out)
         key = self._key if decoder.config.samples else None
-        return decoder._encode(self._weights, batch, key, room=room, blank=blank)
+        return self._placed(decoder._encode(self._weights, batch, key, room=room, blank=blank))

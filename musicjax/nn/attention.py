@@ -131,7 +131,7 @@ class Attention(nnx.Module):
             keep = jax.random.bernoulli(key, kept, (*values.shape[:3], 1))
             values = jnp.where(keep, values / jnp.asarray(kept, values.dtype), 0)
         y = attend(
-            self._heads(self.query(x)),
+            self._heads(self.query(x)).astype(keys.dtype),
             keys,
             values,
             bias=bias,
@@ -176,7 +176,9 @@ class LayerCache:
         """Room for `max_length` tokens, and keys and values of the encoder if there is one."""
         shape = (batch, layer.num_heads, layer.head_dim, max_length)
         zeros = constrain(jnp.zeros(shape, dtype), "batch", "heads", "kv", None)
-        keys, values = (None, None) if crossed is None else map(_stored, crossed)
+        keys, values = (
+            (None, None) if crossed is None else (_stored(x.astype(dtype)) for x in crossed)
+        )
         return cls(zeros, zeros, keys, values)
 
     @property
@@ -201,11 +203,18 @@ class LayerCache:
 
         Positions past the end are not written.
         """
-        rows = jnp.arange(keys.shape[0])[:, None]
+
+        def write(mine: jax.Array, new: jax.Array, places: jax.Array) -> jax.Array:
+            return mine.at[:, :, places].set(
+                jnp.moveaxis(new, 0, -1).astype(mine.dtype), mode="drop"
+            )
+
+        # Row by row, so that on a mesh each device writes its own rows: with row numbers as
+        # indices the compiler would gather what is written on every device.
         return replace(
             self,
-            keys=self.keys.at[rows, :, :, positions].set(keys, mode="drop"),
-            values=self.values.at[rows, :, :, positions].set(values, mode="drop"),
+            keys=jax.vmap(write)(self.keys, keys, positions),
+            values=jax.vmap(write)(self.values, values, positions),
         )
 
 

@@ -11,7 +11,9 @@ from musicjax.notes.decoding import Decoded, TokenDecoder
 from musicjax.notes.encoding import SegmentTokens, Timeline, clip_timeline
 from musicjax.notes.grammar import Grammar, make_grammar
 from musicjax.notes.notes import Notes
-from musicjax.notes.vocabulary import CodecConfig, Vocabulary, vocabulary_of
+from musicjax.notes.vocabulary import EOS, CodecConfig, TokenClass, Vocabulary, vocabulary_of
+
+_AFTER_TIES = (TokenClass.TIE, TokenClass.SHIFT, TokenClass.OFF, TokenClass.ON, TokenClass.DRUM)
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,35 @@ class Codec:
         for place, frame, limit in zip(order.tolist(), frames, following, strict=False):
             decoder.segment(rows[place], frame, limit)
         return decoder.finish(end_s)
+
+    def decode_clip(
+        self, tokens: Integer[np.ndarray, " L"], num_frames: int | None = None
+    ) -> Notes:
+        """The notes that one segment's tokens tell when nothing is known of what was before.
+
+        Notes that it ties count as begun one second before the segment, and notes that it does not
+        end last until one second after it, so that `encode_clip` writes the same tokens again.
+        """
+        frames = self.config.segment_frames if num_frames is None else num_frames
+        decoder = TokenDecoder(self.config, self.ties(tokens), -1.0)
+        decoder.segment(tokens, 0)
+        return decoder.finish(frames / self.config.frames_per_second + 1.0).notes
+
+    def ties(self, tokens: Integer[np.ndarray, " L"]) -> Int64[np.ndarray, "notes 2"]:
+        """Programs and pitches that a segment's tokens tie."""
+        tokens = np.asarray(tokens).astype(np.int64)
+        ends = np.flatnonzero(tokens == EOS)
+        tokens = tokens[: ends[0]] if len(ends) else tokens
+        kinds, values = self.vocabulary.classes[tokens], self.vocabulary.values[tokens]
+        later = np.flatnonzero(np.isin(kinds, _AFTER_TIES))
+        stop = later[0] if len(later) else 0  # without its end nothing is a tie
+        program, found = 0, []
+        for kind, value in zip(kinds[:stop].tolist(), values[:stop].tolist(), strict=True):
+            if kind == TokenClass.PROGRAM:
+                program = value
+            elif kind == TokenClass.PITCH:
+                found.append((program, value))
+        return np.array(found, np.int64).reshape(-1, 2)
 
     def tie_section(self, sounding: Integer[np.ndarray, "notes 2"]) -> Int32[np.ndarray, " L"]:
         """The tokens that say which (program, pitch) go on, the closing tie included.

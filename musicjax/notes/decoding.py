@@ -47,11 +47,12 @@ class DecodingReport:
     silent_drum: int = 0
     stray_tie: int = 0
     dropped: int = 0
+    cut: int = 0
 
     @property
     def invalid(self) -> int:
         """All invalid events together, as the original counts them."""
-        return sum(asdict(self).values()) - self.dropped
+        return sum(asdict(self).values()) - self.dropped - self.cut
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,10 +73,16 @@ class TokenDecoder:
     >>> decoded = decoder.finish()
 
     Notes that sound go on into the next segment until they are ended there, or, with ties, are not
-    among those that it says go on.
+    among those that it says go on. `sounding`: programs and pitches of notes that sound before the
+    first segment, and count as begun at `since_s`.
     """
 
-    def __init__(self, config: CodecConfig) -> None:
+    def __init__(
+        self,
+        config: CodecConfig,
+        sounding: Integer[np.ndarray, "notes 2"] | None = None,
+        since_s: float = 0.0,
+    ) -> None:
         self.config = config
         self._vocabulary = vocabulary_of(config)
         bins = range(config.velocity_bins + 1)
@@ -87,6 +94,8 @@ class TokenDecoder:
         self._active: dict[int, tuple[float, int]] = {}
         self._ended: list[tuple[float, int, int, float]] = []
         self._struck = [np.zeros((3, 0))]  # time, key and velocity of drums, or of bare onsets
+        for program, pitch in () if sounding is None else sounding.tolist():
+            self._active[MIDI_VALUES * program + pitch] = since_s, FIRST_VELOCITY
 
     def segment(
         self, tokens: Integer[np.ndarray, " L"], start_frame: int, next_frame: int | None = None
@@ -99,6 +108,7 @@ class TokenDecoder:
         quirks = self.config.quirks
         tokens = np.asarray(tokens)
         ends = np.flatnonzero(tokens == EOS)
+        self._counts["cut"] += not len(ends)
         tokens = tokens[: ends[0]] if len(ends) else tokens
         known = (tokens >= 0) & (tokens < self._vocabulary.rows)
         tokens = np.where(known, tokens, UNKNOWN).astype(np.int64)
@@ -168,6 +178,7 @@ class TokenDecoder:
         """Begin, end and tie notes; -1 for a key ends the tie section."""
         active, ended, counts = self._active, self._ended, self._counts
         tying, tied = self.config.ties, set[int]()
+        known_as: dict[int, int] = {}  # what this segment calls notes that began under another name
         for key, velocity, time_s in zip(keys, velocities, times_s, strict=True):
             if key < 0:
                 if not tying:
@@ -177,18 +188,26 @@ class TokenDecoder:
                 for silent in [other for other in active if other not in tied]:
                     ended.append((*active.pop(silent), silent, time_s))
             elif tying:
+                if key not in active and not self.config.quirks.exact_ties:
+                    known_as[key] = key = self._same_pitch(key, tied)
                 if key not in active:
                     counts["untied"] += 1
                 elif key in tied:
                     counts["tied_twice"] += 1
                 tied.add(key)
             else:
-                if key in active:
-                    ended.append((*active.pop(key), key, time_s))
+                begun = known_as.pop(key, key)
+                if begun in active:
+                    ended.append((*active.pop(begun), begun, time_s))
                 elif not velocity:
                     counts["unstarted"] += 1
                 if velocity:
                     active[key] = time_s, velocity
+
+    def _same_pitch(self, key: int, tied: set[int]) -> int:
+        """The sounding note of this pitch under another program, or the key itself."""
+        others = (k for k in self._active if k % MIDI_VALUES == key % MIDI_VALUES)
+        return next((k for k in others if k not in tied), key)
 
     def sounding(self) -> Int64[np.ndarray, "notes 2"]:
         """Programs and pitches that sound now, in the order of a tie section."""

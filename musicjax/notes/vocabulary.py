@@ -70,6 +70,9 @@ class Quirks:
         begins with program 0 and velocity 100, as the first one does.
     strict_ties: in a segment without the token that ends its tie section no pitch is understood.
         Off: the first shift, velocity or drum ends the section too.
+    exact_ties: a tie to a pitch that sounds under another program is not understood, and the note
+        ends. Off: the note goes on under the program it began with, and its end is understood
+        under either.
     """
 
     stale_ties: bool = True
@@ -79,6 +82,7 @@ class Quirks:
     start_rounding: Literal["float64", "float32", "exact"] = "float64"
     carry_state: bool = True
     strict_ties: bool = True
+    exact_ties: bool = True
 
 
 NO_QUIRKS = Quirks(
@@ -89,6 +93,7 @@ NO_QUIRKS = Quirks(
     start_rounding="exact",
     carry_state=False,
     strict_ties=False,
+    exact_ties=False,
 )
 
 

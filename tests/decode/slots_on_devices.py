@@ -21,6 +21,7 @@ def main():
     fewer = [d.tokens.tolist() for d in decoder.decode(weights, segments[:21], key=key)]
     found = {
         "devices": jax.device_count(),
+        "compiled": compiled,
         "compiled_anew": decoder.compiled - compiled,
         "drawn": drawn,
         "fewer": fewer,

@@ -53,7 +53,7 @@ def test_weights_are_cut_by_the_table(eight):
 
 
 def test_data_parallel_gathers_nothing(eight):
-    for what in ("logits_of", "trained"):
+    for what in ("logits_of", "decoded", "trained"):
         assert eight["data"][what]["gathered"] == 0, what
         assert eight["cut"][what]["gathered"] > 0, what  # so gathers are seen where there are any
 

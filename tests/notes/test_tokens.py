@@ -323,6 +323,26 @@ def test_strict_ties() -> None:
     ]
 
 
+def test_exact_ties() -> None:
+    """A note tied under another program's name ends, or goes on and is known by both names."""
+    first = ids(MT3, "tie, program 40, on 1, shift 10, pitch 60, pitch 64, eos")
+    second = ids(
+        MT3,
+        "program 48, pitch 60, pitch 64, tie, shift 20, off 0, pitch 60, on 1, shift 30, pitch 64, "
+        "shift 40, off 0, pitch 64, eos",
+    )
+    exact = quirk(exact_ties=True).decode([first, second])
+    assert (exact.report.untied, exact.report.unstarted) == (2, 1)
+    assert [n.offset_s for n in exact.notes if n.program == 40] == [2.04, 2.04]
+    known = MENDED.decode([first, second])
+    assert known.report.invalid == 0
+    assert list(known.notes) == [
+        Note(0.1, 2.24, 60, 127, 40),
+        Note(0.1, 2.34, 64, 127, 40),  # struck anew, under its new name
+        Note(2.34, 2.44, 64, 127, 48),
+    ]
+
+
 # Decoding ------------------------------------------------------------------------------------
 
 
@@ -402,6 +422,25 @@ def test_a_decoder_tells_what_sounds() -> None:
     decoder.segment(np.append(section, 1), 256)
     assert decoder.sounding().tolist() == [[0, 60], [7, 64]]
     assert decoder.finish(5.0).report.invalid == 0
+
+
+def test_a_segment_read_alone_says_the_same_again() -> None:
+    text = (
+        "program 40, pitch 60, pitch 64, program 48, pitch 60, tie, shift 20, program 40, off 0, "
+        "pitch 60, program 0, on 1, pitch 72, drum 38, shift 203, program 48, off 0, pitch 60, eos"
+    )
+    for codec in (MT3, MENDED):
+        notes = codec.decode_clip(ids(codec, text))
+        assert notes.onset_s.min() == -1.0 and notes.offset_s.max() == 3.048
+        assert words(codec, codec.encode_clip(notes, 0.0)) == text
+    assert MT3.decode_clip(ids(MT3, "tie, eos")) == Notes.empty()
+    alone = ids(PIANO, "shift 3, on 90, pitch 60, eos")
+    assert words(PIANO, PIANO.encode_clip(PIANO.decode_clip(alone), 0.0)) == words(PIANO, alone)
+
+
+def test_segments_that_never_end_are_counted() -> None:
+    report = MT3.decode([ids(MT3, "tie, eos"), ids(MT3, "tie, program 0, on 1")]).report
+    assert (report.cut, report.invalid) == (1, 0)
 
 
 def test_nothing_at_all() -> None:
