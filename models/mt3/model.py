@@ -44,9 +44,11 @@ from musicjax.notes.codec import Codec
 from musicjax.notes.vocabulary import EOS, PAD
 from musicjax.types import Key
 
+_RARELY = -4.0  # log-odds of a cell before training: few of the notes that there are sound
+
 
 def _frame_head(config: MT3Config, rngs: nnx.Rngs) -> nnx.Linear:
-    return linear(
+    head: Any = linear(
         config.d_model,
         NUM_ROLLS * CELLS,
         ("embed", "pitch"),
@@ -55,6 +57,8 @@ def _frame_head(config: MT3Config, rngs: nnx.Rngs) -> nnx.Linear:
         policy=config.policy,
         rngs=rngs,
     )
+    head.bias[...] = jnp.full_like(head.bias[...], _RARELY)
+    return head
 
 
 def _stem(config: MT3Config, rngs: nnx.Rngs) -> ConvStack | None:
