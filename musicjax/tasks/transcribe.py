@@ -1,9 +1,7 @@
 """Transcription: from a recording to the notes that were played."""
 
 import base64
-import difflib
 import html
-import inspect
 import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from musicjax.audio import Audio
-from musicjax.errors import AudioError, ConfigError, DataError, OutputError
+from musicjax.errors import ConfigError, DataError, OutputError
 from musicjax.hub import LoadedModel
 from musicjax.infer import (
     FixedLayout,
@@ -29,11 +27,11 @@ from musicjax.infer import (
     as_recording,
     hear,
     layout,
-    sample_blocks,
+    part_of,
 )
 from musicjax.notes import Notes, pitch_name
-from musicjax.registry import System
 from musicjax.tasks.files import FORMATS
+from musicjax.tasks.options import check_options
 
 if TYPE_CHECKING:
     from musicjax.data.records import Example
@@ -129,26 +127,8 @@ class Transcription:
         from musicjax.plots import plot_piano_roll
 
         end_s = self.duration_s if end_s is None else min(end_s, self.duration_s)
-        return plot_piano_roll(
-            self.notes, audio=self._samples(start_s, end_s), path=path, start_s=start_s, end_s=end_s
-        )
-
-    def _samples(self, start_s: float, end_s: float) -> Audio | None:
-        """The part of the recording to be drawn, mono at 16 kHz."""
-        if self.audio is None:
-            return None
-        rate = 16000
-        pieces, there = [], 0
-        try:
-            for block in sample_blocks(self.audio, rate):
-                low, high = round(start_s * rate) - there, round(end_s * rate) - there
-                pieces.append(block[max(low, 0) : max(high, 0)])
-                there += len(block)
-                if there >= end_s * rate:
-                    break
-        except AudioError:
-            return None
-        return Audio(np.concatenate(pieces), rate) if pieces else None
+        audio = None if self.audio is None else part_of(self.audio, start_s, end_s)
+        return plot_piano_roll(self.notes, audio=audio, path=path, start_s=start_s, end_s=end_s)
 
     def __repr__(self) -> str:
         return (
@@ -255,7 +235,7 @@ class Transcriber:
         Recordings share batches. One that cannot be read gives its error in place of its notes,
         and the others go on. `progress` gets the recording's place and the seconds that are done.
         """
-        self.check_options(options)
+        check_options(self.system, options)
         given: dict[int, Recording] = {}
 
         def noted() -> Iterator[Recording]:
@@ -279,17 +259,6 @@ class Transcriber:
             model=self.name,
             audio=source if isinstance(source, str | os.PathLike | Audio) else None,
         )
-
-    def check_options(self, options: Mapping[str, Any]) -> None:
-        """Raise ConfigError for a name that the system's decoding does not take."""
-        known = decode_options(self.system)
-        for name in options:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=3) or list(known)
-                raise ConfigError(
-                    f"decoding of {self.system.name} has no option {name!r}; did you mean "
-                    f"{' or '.join(near)}?"
-                )
 
     def __repr__(self) -> str:
         return f"Transcriber({self.name}, {self.sample_rate} Hz)"
@@ -332,12 +301,6 @@ def _plan(
         window_s=length_s,
         batch_size=size,
     )
-
-
-def decode_options(system: System) -> dict[str, inspect.Parameter]:
-    """The keyword-only parameters of a system's decoding."""
-    parameters = inspect.signature(system.resolve("decode")).parameters
-    return {n: p for n, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
 def evaluate(
