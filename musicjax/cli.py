@@ -104,6 +104,8 @@ def _write_each(
                     where = ", ".join(outcome.outputs)
                     what = f"{outcome.notes} notes" if outcome.text is None else outcome.text
                     print(f"{outcome.source} -> {where}: {what}", flush=True)
+                if outcome.doubt is not None:
+                    say(f"{outcome.source}: {outcome.doubt}")
     if failed and len(jobs) > 1:
         say(f"{failed} of {len(jobs)} recordings failed; the others are done.")
     return 0 if not failed else 1 if failed < len(jobs) else 2

@@ -48,6 +48,8 @@ class Ability:
                      benchmarks/accuracy.py ("clips", "ensembles") where the weights can be had,
                      else what the authors tell of MAESTRO and Slakh2100 (in the card's `scores`)
     pedals, bends    whether it writes the movements of pedals, and notes whose pitch bends
+    least_confidence `Transcription.confidence` below which the sound is hardly one that it was
+                     made for; 0 where that is not known
     times_real_time  seconds of sound heard in a second by one processor core (`musicjax bench`);
                      0 where that was never measured
     """
@@ -55,6 +57,7 @@ class Ability:
     onset_f1: Mapping[str, float]
     pedals: bool = False
     bends: bool = False
+    least_confidence: float = 0.0
     times_real_time: float = 0.0
 
 

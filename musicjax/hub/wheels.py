@@ -13,6 +13,7 @@ import contextlib
 import errno
 import importlib.util
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -218,10 +219,18 @@ def _pip_failed(said: str, target: Path) -> Exception:
         return cache.no_room(target, OSError(errno.ENOSPC, ""))
     if "DO NOT MATCH THE HASHES" in said:
         return Unreachable("under that name it has another file, whose sha256 is not the card's")
-    trouble = [line for line in lines if "Retrying" in line][-1:]
+    trouble = [_plainly(line) for line in lines if "Retrying" in line][-1:]
     errors = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR")]
     told = [*trouble, *errors[-1:]] or lines[-1:] or ["nothing"]
     return Unreachable(f"pip said: {'; '.join(hidden(line)[:300] for line in told)}")
+
+
+def _plainly(line: str) -> str:
+    """What broke a connection, without pip's count of retries and its Python objects."""
+    broken = re.search(r"broken by '\w+\((.+)\)'", line)
+    if broken is None:
+        return line
+    return re.sub(r"<[^>]*>:? ?", "", broken.group(1)).strip("\"' ,")
 
 
 @contextlib.contextmanager

@@ -35,6 +35,8 @@ class Outcome:
     duration_s: float = 0.0
     error: str | None = None
     text: str | None = None  # of a caption
+    model: str = ""
+    doubt: str | None = None  # of the model, whether the sound was one that it was made for
 
 
 def plan(
@@ -153,7 +155,9 @@ def _written(jobs: Sequence[Job], results: Iterable[Any]) -> Iterator[Outcome]:
             continue
         text = getattr(result, "text", None)
         count = len(result.notes) if text is None else 0
-        yield Outcome(name, written, count, round(result.duration_s, 3), text=text)
+        model, doubt = getattr(result, "model", ""), getattr(result, "doubt", None)
+        seconds = round(result.duration_s, 3)
+        yield Outcome(name, written, count, seconds, text=text, model=model, doubt=doubt)
 
 
 def _sentence(error: Exception) -> str:

@@ -5,7 +5,7 @@ import html
 import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
@@ -32,6 +32,7 @@ from musicjax.infer import (
 from musicjax.notes import Notes, pitch_name
 from musicjax.tasks.files import FORMATS
 from musicjax.tasks.options import check_options
+from musicjax.types import LOWEST_PITCH, NUM_PITCHES
 
 if TYPE_CHECKING:
     from musicjax.data.records import Example
@@ -45,6 +46,7 @@ GPU_BATCH = 8
 # Segments that are written at once: a step reads all weights, however many there are.
 CPU_SLOTS = 8
 GPU_SLOTS = 64
+DOUBTED_NOTES = 8  # of fewer, the mean confidence says little
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +59,7 @@ class Transcription:
     duration_s   of the recording
     model        name of the model that listened
     audio        the recording as it was handed in, for `plot`; None when it was a file object
+    doubt        a sentence, where the model was too unsure for the sound that it was made for
     """
 
     notes: Notes
@@ -65,8 +68,23 @@ class Transcription:
     duration_s: float
     model: str
     audio: str | os.PathLike[str] | Audio | None = field(default=None, repr=False)
+    doubt: str | None = None
 
     FORMATS: ClassVar[tuple[str, ...]] = FORMATS
+
+    @property
+    def confidence(self) -> float | None:
+        """How sure the network was of its onsets, 0 to 1, as a mean over the notes.
+
+        None where there are no notes, or where the model tells no probability of onsets.
+        """
+        onset = self.activations.get("onset")
+        if onset is None or onset.ndim != 2 or onset.shape[1] != NUM_PITCHES or not len(self.notes):
+            return None
+        frame = np.rint(self.notes.onset_s * self.frames_per_s).astype(int)
+        key = np.clip(self.notes.pitch.astype(int) - LOWEST_PITCH, 0, NUM_PITCHES - 1)
+        near = [onset[np.clip(frame + d, 0, len(onset) - 1), key] for d in (-1, 0, 1)]
+        return float(np.max(near, axis=0).mean(dtype=np.float64))
 
     def to_midi(self, path: str | os.PathLike[str]) -> Path:
         """Write a standard MIDI file; its path."""
@@ -251,13 +269,26 @@ class Transcriber:
     ) -> Transcription | Exception:
         if heard.error is not None:
             return heard.error
-        return Transcription(
+        result = Transcription(
             notes=self._decode(heard.activations, self.config, **options),
             activations=heard.activations,
             frames_per_s=self.frames_per_s,
             duration_s=heard.duration_s,
             model=self.name,
             audio=source if isinstance(source, str | os.PathLike | Audio) else None,
+        )
+        return replace(result, doubt=self._doubt(result))
+
+    def _doubt(self, result: Transcription) -> str | None:
+        able = None if self.card is None else self.card.ability
+        sure = result.confidence if len(result.notes) >= DOUBTED_NOTES else None
+        if able is None or sure is None or sure >= able.least_confidence:
+            return None
+        usual = "music" if "any" in able.onset_f1 else "a piano"
+        return (
+            f"{self.name} was unsure of these notes ({sure:.2f}; {usual} gives more than "
+            f"{able.least_confidence:.2f}); if this is something else, --instrument any takes a "
+            "model that was made for it."
         )
 
     def __repr__(self) -> str:

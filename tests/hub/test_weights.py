@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import jax.numpy as jnp
 import numpy as np
@@ -169,8 +170,9 @@ def test_a_foreign_checkpoint_is_converted_once(tmp_path, tiny_model, monkeypatc
     card = dataclasses.replace(next(iter(system.cards.values())), source=source)
     known = dataclasses.replace(system, cards={"theirs": card})
     monkeypatch.setattr(registry, "systems", lambda: {"onsets_frames": known})
-    for _ in range(2):
-        loaded = load_model("onsets_frames.theirs")
+    with ThreadPoolExecutor() as pool:  # two at once: one waits for the other
+        at_once = list(pool.map(load_model, ["onsets_frames.theirs"] * 2))
+    for loaded in (*at_once, load_model("onsets_frames.theirs")):
         assert (loaded.name, loaded.card) == ("onsets_frames.theirs", card)
         assert flat(loaded.model).keys() == flat(tiny_model[0]).keys()
     assert asked == [tmp_path / "mirror" / "theirs.pt"]

@@ -407,6 +407,14 @@ def test_what_pip_says_becomes_a_sentence(tmp_path):
     assert "No matching distribution" in str(gone)
     assert "Retrying" in str(gone)
     assert "secret" not in str(gone)
+    refused = wheels._pip_failed(
+        "WARNING: Retrying (Retry(total=0, connect=None)) after connection broken by "
+        "'NewConnectionError('<pip._vendor.HTTPConnection object at 0x7f>: Failed to establish a "
+        "new connection: [Errno 111] Connection refused')': /simple/toy-weights/\n",
+        target,
+    )
+    words = "pip said: Failed to establish a new connection: [Errno 111] Connection refused"
+    assert str(refused) == words
 
 
 def test_pip_is_told_of_the_indexes_of_uv(monkeypatch):

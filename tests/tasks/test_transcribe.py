@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +13,8 @@ import musicjax
 from musicjax.audio import Audio
 from musicjax.data.records import Example
 from musicjax.errors import AudioError, ConfigError, DataError, OutputError
-from musicjax.notes import Notes, read_csv, read_json, read_midi
+from musicjax.notes import Notes, Pedal, read_csv, read_json, read_midi
+from musicjax.registry import Ability
 from musicjax.tasks import Transcriber, evaluate
 from musicjax.tasks import transcribe as task
 
@@ -100,6 +102,36 @@ def test_a_result_without_its_audio_still_draws(transcriber, samples, tmp_path, 
     assert (tmp_path / "a.png").stat().st_size > 0
 
 
+def test_confidence_is_the_mean_probability_at_the_onsets(result):
+    onset = np.zeros((100, 88), np.float16)
+    onset[10, 39], onset[21, 43] = 0.5, 1.0
+    notes = Notes.from_arrays([10 / 31.25, 20 / 31.25], [2.0, 3.0], [60, 64])
+    found = replace(result, notes=notes, activations={"onset": onset})
+    assert found.confidence == 0.75  # an onset counts from the frame before to the frame after
+    assert replace(found, notes=Notes.empty()).confidence is None
+    assert replace(found, activations={"tokens": onset}).confidence is None
+
+
+def test_doubt_is_told_where_the_card_knows_what_sure_is(transcriber, samples, low, monkeypatch):
+    assert transcriber.transcribe(samples, RATE, **low).doubt is None  # no card
+    sure = transcriber.transcribe(samples, RATE, **low).confidence
+    for least, doubted in ((sure - 0.01, False), (sure + 0.01, True)):
+        card = SimpleNamespace(ability=Ability({"piano": 0.9}, least_confidence=least))
+        monkeypatch.setattr(transcriber, "card", card)
+        doubt = transcriber.transcribe(samples, RATE, **low).doubt
+        assert (doubt is not None) == doubted
+    assert "a piano gives more than" in doubt and "--instrument any" in doubt
+    few = transcriber.transcribe(samples[:800], RATE, onset_threshold=1.0)
+    assert few.doubt is None and len(few.notes) == 0
+
+
+def test_the_shipped_weights_know_a_piano_from_a_quartet(shared, root):
+    piano = musicjax.load("onsets_frames.small")
+    assert piano.transcribe(root / "examples" / "gymnopedie.flac").doubt is None
+    clips = [shared(f"data/clips/{name}.flac") for name in ("quartet_1", "voice_vocadito10")]
+    assert all(result.doubt for result in piano.transcribe_many(clips))
+
+
 def test_options_go_to_the_decoding_and_are_checked(transcriber, samples, result):
     fewer = transcriber.transcribe(samples, RATE, onset_threshold=0.99)
     assert len(fewer.notes) < len(result.notes)
@@ -149,6 +181,19 @@ def test_evaluation_scores_each_piece_and_the_mean(transcriber, samples, low):
     assert found["mean"]["onset_f1"] == pytest.approx(mean)
     with pytest.raises(DataError, match="no examples"):
         evaluate(transcriber, [])
+
+
+def test_evaluation_holds_what_was_heard_by_the_pedal_that_was_heard(
+    transcriber, samples, monkeypatch
+):
+    pedal = Pedal.from_arrays([0.9, 2.0], [127, 0])
+    held = Notes.from_arrays([0.5], [1.0], [60], [80], pedal=pedal)
+    long = Notes.from_arrays([0.5], [2.0], [60], [80])
+    for heard in (held, long):
+        monkeypatch.setattr(transcriber, "_decode", lambda *_, heard=heard: heard)
+        for truth in (held, long):
+            found = evaluate(transcriber, [example(samples, truth)])
+            assert found["mean"]["onset_offset_f1"] == 1.0
 
 
 def test_unknown_task_and_device_are_told(tiny_weights):
