@@ -19,7 +19,7 @@ _CARDS = {
             size_bytes=6_423_688,
         ),
         scores={
-            "onset_f1, sampled grand": 0.940,
+            "onset_f1, sampled grand": 0.939,
             "onset_f1, unseen sound font in rooms": 0.875,
             "onset_offset_f1, unseen sound font in rooms": 0.478,
         },
