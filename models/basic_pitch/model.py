@@ -91,13 +91,21 @@ def get_config(variant: str = "base") -> BasicPitchConfig:
     """The config of a variant.
 
     base (also called icassp2022): the published model. small: the same. tiny: the same network
-    with few channels, for tests.
+    with few channels, and two octaves from C3, for tests.
     """
     variants: dict[str, Callable[[], BasicPitchConfig]] = {
         "base": BasicPitchConfig,
         "icassp2022": BasicPitchConfig,
         "small": BasicPitchConfig,
-        "tiny": partial(BasicPitchConfig, contour_channels=2, note_channels=3, onset_channels=4),
+        "tiny": partial(
+            BasicPitchConfig,
+            frontend=CQTConfig(f_min_hz=130.8128, num_bins=108),
+            min_pitch=48,
+            num_pitches=24,
+            contour_channels=2,
+            note_channels=3,
+            onset_channels=4,
+        ),
     }
     if variant not in variants:
         raise ConfigError(

@@ -7,7 +7,7 @@ this differs from the authors' code.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from typing import ClassVar
@@ -66,7 +66,7 @@ def get_config(variant: str = "base") -> Kong2021Config:
     """The config of a variant.
 
     base (also called maestro): the published networks, 34 million parameters. small: half as wide.
-    tiny: a few channels, for tests.
+    tiny: a few channels and bins, for tests.
     """
     variants: dict[str, Callable[[], Kong2021Config]] = {
         "base": Kong2021Config,
@@ -74,7 +74,13 @@ def get_config(variant: str = "base") -> Kong2021Config:
         "small": partial(
             Kong2021Config, conv_channels=(24, 32, 48, 64), fc_units=384, gru_units=128
         ),
-        "tiny": partial(Kong2021Config, conv_channels=(2, 2, 3, 4), fc_units=12, gru_units=6),
+        "tiny": partial(
+            Kong2021Config,
+            frontend=replace(preset("kong"), num_bins=48),
+            conv_channels=(2, 2, 3, 4),
+            fc_units=12,
+            gru_units=6,
+        ),
     }
     if variant not in variants:
         raise ConfigError(

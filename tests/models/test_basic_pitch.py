@@ -35,7 +35,7 @@ from musicjax.notes import Bends, Notes
 from musicjax.tasks.transcribe import Transcriber
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "basic_pitch"
-TINY = get_config("tiny")
+TINY = BasicPitchConfig(contour_channels=2, note_channels=3, onset_channels=4)
 PUBLISHED = get_config("icassp2022")
 REFERENCE = "data/clips/basic_pitch_reference"
 
