@@ -29,6 +29,8 @@ from musicjax.notes import Notes
 Targets = Callable[[Any, float, int], Mapping[str, np.ndarray]]  # of notes, or of a sentence
 
 _COMPOSER = "composer:"
+_BAND = "band"  # behind it: pieces for several instruments, played by the built-in band
+_SEQIO = "seqio:"
 _DESCRIBED = "captions:"  # composed pieces with a sentence instead of their notes
 _COMPOSER_EPOCH = 1024  # composed clips counted as one epoch; each epoch's clips are new
 _CLIPS_A_PIANO = 512  # composed clips until the next modelled piano joins
@@ -45,8 +47,10 @@ class DataConfig:
 
     train: tuple[str, ...] = ("composer:",)
     """Folders or files of records, recordings with notes beside them (a folder, a file, a pattern),
-    or `composer:` (`composer:PATH` plays through a sound font or a bank of notes). For captioners:
-    `.jsonl` files of recordings and sentences, or `captions:`, the composer with sentences."""
+    or `composer:` (`composer:PATH` plays through a sound font or a bank of notes, `composer:band`
+    several instruments and drums). For captioners: `.jsonl` files of recordings and sentences, or
+    `captions:`, the composer with sentences. `seqio:NAME` alone: a Task or Mixture of SeqIO, see
+    `musicjax.data.seqio_tasks`."""
     valid: tuple[str, ...] = ("composer:",)
     """The same, for validation; `composer:` gives a fixed handful of pieces."""
     weights: tuple[float, ...] = ()
@@ -91,6 +95,16 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class Clip:
+    """A clip that comes cut from elsewhere: samples (N,) float32, and notes or a sentence."""
+
+    id: str
+    samples: np.ndarray
+    notes: Notes
+    text: str | None = None
+
+
+@dataclass(frozen=True)
 class _Blank:
     """What the composer's source yields: a place in the stream that the clip's rng fills."""
 
@@ -127,7 +141,9 @@ class ClipMaker:
         return round(self.config.clip_s * self.sample_rate)
 
     def __call__(
-        self, placed: tuple[int, Record | Recording | Captioned | _Blank], rng: np.random.Generator
+        self,
+        placed: tuple[int, Record | Recording | Captioned | Clip | _Blank],
+        rng: np.random.Generator,
     ) -> dict[str, np.ndarray]:
         position, element = placed
         margin = round(_MARGIN * self.num_samples) if self.config.augment else 0
@@ -135,6 +151,8 @@ class ClipMaker:
         if isinstance(element, Captioned):
             samples, sentence = element.clip(rng, self.num_samples + margin)
             notes = Notes.empty()
+        elif isinstance(element, Clip):
+            samples, notes, sentence = element.samples, element.notes, element.text
         elif isinstance(element, _Blank):
             seconds = (self.num_samples + margin) / self.sample_rate
             piano = max(0, position // _CLIPS_A_PIANO - int(rng.integers(_PIANOS)))
@@ -189,16 +207,18 @@ def _piano(number: int, sample_rate: int) -> Any:
 def _compose_clip(
     bank: str, piano: int, rng: np.random.Generator, duration_s: float, sample_rate: int
 ) -> tuple[np.ndarray, Notes]:
-    from musicjax.data.compose import compose
+    if bank == _BAND:
+        from musicjax.data.band import play_band
 
-    notes = compose(rng, duration_s)
-    if bank:
+        samples, notes = play_band(rng, duration_s, sample_rate)
+    else:
+        from musicjax.data.compose import compose
         from musicjax.data.instruments import open_bank
 
-        instrument = open_bank(bank, sample_rate)
-    else:
-        instrument = _piano(piano, sample_rate)
-    samples = _fit(instrument.render(notes, sample_rate, rng), round(duration_s * sample_rate))
+        notes = compose(rng, duration_s)
+        instrument = open_bank(bank, sample_rate) if bank else _piano(piano, sample_rate)
+        samples = instrument.render(notes, sample_rate, rng)
+    samples = _fit(samples, round(duration_s * sample_rate))
     peak = float(np.abs(samples).max())
     return samples * np.float32(min(1.0, _PEAK / max(peak, 1e-6))), notes
 
@@ -246,6 +266,11 @@ def train_iterator(
             f"data.batch_size is {config.batch_size}, which {process_count} processes cannot "
             "share equally: choose a multiple."
         )
+    local_batch = config.batch_size // process_count
+    maker = ClipMaker(config, targets, sample_rate)
+    if any(entry.startswith(_SEQIO) for entry in config.train):
+        clips = _mixture(config, process_index, process_count).random_map(maker, seed=config.seed)
+        return _kept(iter(clips.batch(local_batch, drop_remainder=True)))
     parts = [grain.MapDataset.source(open_source(entry, sample_rate)) for entry in config.train]
     weights = config.weights
     if not weights and config.temperature != 1:
@@ -256,10 +281,9 @@ def train_iterator(
     else:
         stream = grain.MapDataset.concatenate(parts).seed(config.seed).shuffle().repeat()
     stream = stream.map_with_index(_placed)
-    stream = stream.random_map(ClipMaker(config, targets, sample_rate), seed=config.seed)
+    stream = stream.random_map(maker, seed=config.seed)
     if process_count > 1:
         stream = stream[process_index::process_count]
-    local_batch = config.batch_size // process_count
     ahead = max(1, config.prefetch) * local_batch
     reading = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=ahead)
     clips = stream.to_iter_dataset(reading)
@@ -272,11 +296,29 @@ def train_iterator(
                 num_workers=config.workers, per_worker_buffer_size=per_worker
             )
         )
-    iterator = iter(clips.batch(local_batch, drop_remainder=True))
+    return _kept(iter(clips.batch(local_batch, drop_remainder=True)))
+
+
+def _kept(iterator: Any) -> Any:
+    """The iterator, which is closed before the interpreter ends."""
     _OPEN.add(iterator)
     atexit.unregister(_close_all)
     atexit.register(_close_all)  # again, to come before the exit handlers of multiprocessing
     return iterator
+
+
+def _mixture(config: DataConfig, process_index: int, process_count: int) -> Any:
+    """The SeqIO mixture that the config names, as (position, clip) for this process."""
+    from musicjax.data.seqio_tasks import MixtureDataset, open_mixture
+
+    if len(config.train) > 1:
+        raise ConfigError(
+            f"data.train is {', '.join(config.train)}; a SeqIO task comes alone, because SeqIO "
+            "mixes: make a Mixture of tasks (musicjax.data.seqio_tasks.add_task turns any entry "
+            "into one)."
+        )
+    reader = open_mixture(config.train[0].removeprefix(_SEQIO))
+    return MixtureDataset(reader, config.seed, process_index, process_count)
 
 
 def examples(entries: Sequence[str], sample_rate: int = 16000) -> Iterator[Example]:
@@ -285,6 +327,13 @@ def examples(entries: Sequence[str], sample_rate: int = 16000) -> Iterator[Examp
     `sample_rate` is for `composer:` and folders of recordings; records keep the rate they have.
     """
     for entry in entries:
+        if entry.startswith(_SEQIO):
+            from musicjax.data.seqio_tasks import open_mixture
+
+            reader = open_mixture(entry.removeprefix(_SEQIO))
+            for clip in reader.clips("validation", 0, forever=False):
+                yield Example(clip.id, sample_rate, to_int16(clip.samples), clip.notes)
+            continue
         source = open_source(entry, sample_rate)
         if isinstance(source, _ComposerSource):
             yield from _composed_examples(source.bank, sample_rate)
