@@ -124,6 +124,7 @@ def written(text: str) -> str:
     """The README with all tables made anew."""
     text = _replaced(text, "models", model_table())
     text = _replaced(text, "scores", score_table(TRANSCRIBERS))
+    text = _replaced(text, "pitch", score_table(TRACKERS))
     return _replaced(text, "results", result_table())
 
 

@@ -153,11 +153,17 @@ def _print_comparison(found: Any) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    scores = ("onset_f1", "onset_precision", "onset_recall", "onset_offset_f1", "frame_f1")
+    scores = {
+        "onset_f1": "onset F1",
+        "onset_precision": "P",
+        "onset_recall": "R",
+        "onset_offset_f1": "and offset F1",
+        "frame_f1": "frame F1",
+    }
     table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("model")
-    for column in ("notes", *(scores if found.truth is not None else ())):
-        table.add_column(column.replace("_", " "), justify="right")
+    table.add_column("model", overflow="fold")
+    for column in ("notes", *(scores.values() if found.truth is not None else ())):
+        table.add_column(column, justify="right", no_wrap=True)
     for name, notes in found.notes.items():
         row = found.scores[name].as_dict() if name in found.scores else {}
         table.add_row(name, str(len(notes)), *(f"{row[s]:.3f}" for s in scores if row))
@@ -185,7 +191,8 @@ def models(args: argparse.Namespace) -> int:
     table.add_column("licence", no_wrap=True)
     table.add_column("what it is")
     for row in rows:
-        size = f"{row['parameters'] / 1e6:.1f} M" if row["parameters"] else ""
+        count = row["parameters"]
+        size = f"{count / 1e6:.1f} M" if count >= 1e5 else f"{count / 1e3:.0f} k" if count else ""
         licence = row["licence"].partition(" (")[0]  # the card has the rest
         table.add_row(row["name"], size, row["weights"], licence, row["summary"])
     Console().print(table)

@@ -197,7 +197,7 @@ def test_readme_numbers_are_in_their_files(root, readme_writer):
         assert quoted in found, f"{value} is not in {file.name}"
 
 
-@pytest.mark.parametrize(("table", "file"), [("scores", "accuracy")])
+@pytest.mark.parametrize(("table", "file"), [("scores", "accuracy"), ("pitch", "pitch")])
 def test_readme_scores_are_in_their_files(root, readme_writer, table, file):
     """Each score of a table, to three digits, stands in the file that its head links to."""
     text = readme_writer.between((root / "README.md").read_text(), table)

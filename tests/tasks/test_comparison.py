@@ -113,7 +113,7 @@ def test_the_verb_draws_and_scores(song, models, capfd):
     both = ",".join(models[:2])
     assert main([*base, both, "-o", "out.png", "-o", "out.json"]) == 0
     said = capfd.readouterr()
-    assert "onset f1" in said.out and f"{song} -> out.png, out.json" in said.out
+    assert "onset F1" in said.out and f"{song} -> out.png, out.json" in said.out
     assert json.loads(Path("out.json").read_text())["truth_notes"] == 1
     assert main([*base, ",".join(models), "-o", "part.svg", "--end", "1", "--json"]) == 1
     said = capfd.readouterr()
