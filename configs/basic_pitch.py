@@ -13,9 +13,9 @@ goes on from the published weights.
 """
 
 from musicjax.data.pipeline import DataConfig
-from musicjax.errors import ConfigError
 from musicjax.models.basic_pitch.model import get_config as model_config
 from musicjax.train.config import CheckpointConfig, OptimConfig, RunConfig
+from musicjax.train.recipes import find_recipe, tiny_run
 
 _SYSTEM = "basic_pitch"
 _WINDOW_S = 43_844 / 22_050  # one window of the network
@@ -24,24 +24,11 @@ _WINDOW_S = 43_844 / 22_050  # one window of the network
 def get_config(variant: str = "base") -> RunConfig:
     """The run of that variant: tiny, small or base. Raises ConfigError for another name."""
     recipes = {"tiny": _tiny, "small": _small, "base": _base}
-    if variant not in recipes:
-        raise ConfigError(f"basic_pitch has no recipe {variant!r}; there are {', '.join(recipes)}.")
-    return recipes[variant]()
+    return find_recipe(_SYSTEM, variant, recipes)
 
 
 def _tiny() -> RunConfig:
-    return RunConfig(
-        system=_SYSTEM,
-        variant="tiny",
-        model=model_config("tiny"),
-        data=DataConfig(train=("composer:",), valid=("composer:",), clip_s=_WINDOW_S, batch_size=4),
-        optim=OptimConfig(lr=3e-3, warmup_steps=10),
-        checkpoint=CheckpointConfig(save_every=50),
-        steps=100,
-        eval_every=100,
-        log_every=10,
-        output="runs/basic_pitch-tiny",
-    )
+    return tiny_run(_SYSTEM, model_config("tiny"), _WINDOW_S)
 
 
 def _small() -> RunConfig:

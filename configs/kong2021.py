@@ -12,9 +12,9 @@ folders. Note and pedal network share no parameter and are trained side by side.
 """
 
 from musicjax.data.pipeline import DataConfig
-from musicjax.errors import ConfigError
 from musicjax.models.kong2021.model import get_config as model_config
 from musicjax.train.config import CheckpointConfig, OptimConfig, RunConfig
+from musicjax.train.recipes import find_recipe, tiny_run
 
 _SYSTEM = "kong2021"
 
@@ -22,30 +22,11 @@ _SYSTEM = "kong2021"
 def get_config(variant: str = "base") -> RunConfig:
     """The run of that variant: tiny, small or base. Raises ConfigError for another name."""
     recipes = {"tiny": _tiny, "small": _small, "base": _base}
-    if variant not in recipes:
-        raise ConfigError(f"kong2021 has no recipe {variant!r}; there are {', '.join(recipes)}.")
-    return recipes[variant]()
+    return find_recipe(_SYSTEM, variant, recipes)
 
 
 def _tiny() -> RunConfig:
-    return RunConfig(
-        system=_SYSTEM,
-        variant="tiny",
-        model=model_config("tiny"),
-        data=DataConfig(
-            train=("composer:",),
-            valid=("composer:",),
-            clip_s=2.0,
-            batch_size=4,
-            pedal_extended=False,
-        ),
-        optim=OptimConfig(lr=3e-3, warmup_steps=10),
-        checkpoint=CheckpointConfig(save_every=50),
-        steps=100,
-        eval_every=100,
-        log_every=10,
-        output="runs/kong2021-tiny",
-    )
+    return tiny_run(_SYSTEM, model_config("tiny"), 2.0, pedal_extended=False)
 
 
 def _large(variant: str, batch_size: int, steps: int) -> RunConfig:

@@ -16,9 +16,9 @@ from dataclasses import replace
 
 from musicjax.data.augment import AugmentConfig
 from musicjax.data.pipeline import DataConfig
-from musicjax.errors import ConfigError
 from musicjax.models.lp_musiccaps.model import get_config as model_config
 from musicjax.train.config import CheckpointConfig, OptimConfig, RunConfig
+from musicjax.train.recipes import find_recipe
 
 _SYSTEM = "lp_musiccaps"
 
@@ -30,11 +30,7 @@ def _saved(every: int) -> CheckpointConfig:
 def get_config(variant: str = "base") -> RunConfig:
     """The run of that variant: tiny, small or base. Raises ConfigError for another name."""
     recipes = {"tiny": _tiny, "small": _small, "base": _base}
-    if variant not in recipes:
-        raise ConfigError(
-            f"lp_musiccaps has no recipe {variant!r}; there are {', '.join(recipes)}."
-        )
-    return recipes[variant]()
+    return find_recipe(_SYSTEM, variant, recipes)
 
 
 def _tiny() -> RunConfig:

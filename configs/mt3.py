@@ -19,10 +19,10 @@ from dataclasses import replace
 
 from musicjax.data.augment import AugmentConfig
 from musicjax.data.pipeline import DataConfig
-from musicjax.errors import ConfigError
 from musicjax.models.mt3.config import MT3Config
 from musicjax.models.mt3.config import get_config as model_config
 from musicjax.train.config import CheckpointConfig, OptimConfig, RunConfig
+from musicjax.train.recipes import find_recipe
 from musicjax.types import Policy
 
 _SYSTEM = "mt3"
@@ -32,9 +32,7 @@ _TEMPERATURE = 10 / 3  # of the mixture of corpora, section 4.1 of the paper
 def get_config(variant: str = "mini") -> RunConfig:
     """The run of that variant: tiny, mini, small or base. Raises ConfigError for another name."""
     recipes = {"tiny": _tiny, "mini": _mini, "small": _small, "base": _base}
-    if variant not in recipes:
-        raise ConfigError(f"mt3 has no recipe {variant!r}; there are {', '.join(recipes)}.")
-    return recipes[variant]()
+    return find_recipe(_SYSTEM, variant, recipes)
 
 
 def _segment_s(model: MT3Config) -> float:

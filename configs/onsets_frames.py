@@ -11,9 +11,9 @@ that `musicjax data render` writes into `data/piano`; `--data.train` names other
 """
 
 from musicjax.data.pipeline import DataConfig
-from musicjax.errors import ConfigError
 from musicjax.models.onsets_frames.model import get_config as model_config
 from musicjax.train.config import CheckpointConfig, OptimConfig, RunConfig
+from musicjax.train.recipes import find_recipe, tiny_run
 
 _SYSTEM = "onsets_frames"
 
@@ -21,26 +21,11 @@ _SYSTEM = "onsets_frames"
 def get_config(variant: str = "base") -> RunConfig:
     """The run of that variant: tiny, small or base. Raises ConfigError for another name."""
     recipes = {"tiny": _tiny, "small": _small, "base": _base}
-    if variant not in recipes:
-        raise ConfigError(
-            f"onsets_frames has no recipe {variant!r}; there are {', '.join(recipes)}."
-        )
-    return recipes[variant]()
+    return find_recipe(_SYSTEM, variant, recipes)
 
 
 def _tiny() -> RunConfig:
-    return RunConfig(
-        system=_SYSTEM,
-        variant="tiny",
-        model=model_config("tiny"),
-        data=DataConfig(train=("composer:",), valid=("composer:",), clip_s=2.048, batch_size=4),
-        optim=OptimConfig(lr=3e-3, warmup_steps=10),
-        checkpoint=CheckpointConfig(save_every=50),
-        steps=100,
-        eval_every=100,
-        log_every=10,
-        output="runs/onsets_frames-tiny",
-    )
+    return tiny_run(_SYSTEM, model_config("tiny"), 2.048)
 
 
 def _small() -> RunConfig:

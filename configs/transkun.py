@@ -15,9 +15,9 @@ controller events of the data, and notes end where their keys are released.
 from dataclasses import replace
 
 from musicjax.data.pipeline import DataConfig
-from musicjax.errors import ConfigError
 from musicjax.models.transkun.config import get_config as model_config
 from musicjax.train.config import CheckpointConfig, OptimConfig, RunConfig
+from musicjax.train.recipes import find_recipe, tiny_run
 
 _SYSTEM = "transkun"
 
@@ -25,29 +25,12 @@ _SYSTEM = "transkun"
 def get_config(variant: str = "base") -> RunConfig:
     """The run of that variant: tiny, small, base or finetune; ConfigError for any other."""
     recipes = {"tiny": _tiny, "small": _small, "base": _base, "finetune": _finetune}
-    if variant not in recipes:
-        raise ConfigError(f"transkun has no recipe {variant!r}; there are {', '.join(recipes)}.")
-    return recipes[variant]()
+    return find_recipe(_SYSTEM, variant, recipes)
 
 
 def _tiny() -> RunConfig:
-    return RunConfig(
-        system=_SYSTEM,
-        variant="tiny",
-        model=model_config("tiny"),
-        data=DataConfig(
-            train=("composer:",),
-            valid=("composer:",),
-            clip_s=2.048,
-            batch_size=4,
-            pedal_extended=False,
-        ),
-        optim=OptimConfig(lr=3e-3, warmup_steps=10, clip_norm=1.0),
-        checkpoint=CheckpointConfig(save_every=50),
-        steps=100,
-        eval_every=100,
-        log_every=10,
-        output="runs/transkun-tiny",
+    return tiny_run(
+        _SYSTEM, model_config("tiny"), 2.048, optim={"clip_norm": 1.0}, pedal_extended=False
     )
 
 

@@ -5,6 +5,7 @@ import json
 import pkgutil
 from importlib import import_module
 
+import jax
 import pytest
 
 import musicjax.configs
@@ -15,6 +16,8 @@ from musicjax.train import load_run_config, parse_overrides, train
 from musicjax.train.interrupt import Signals
 
 NAMES = sorted(module.name for module in pkgutil.iter_modules(musicjax.configs.__path__))
+# Those that train can do so in several processes at once.
+TRAINED = [pytest.param(name, marks=pytest.mark.xdist_group(f"train {name}")) for name in NAMES]
 
 
 def recipe(name, variant="tiny", **changes):
@@ -31,17 +34,18 @@ def test_there_are_recipes():
     assert "onsets_frames" in NAMES
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TRAINED)
 def test_tiny_trains_a_step(name, tmp_path):
     config = recipe(name, steps=1, eval_every=0, output=str(tmp_path), tensorboard=False)
-    train(config, show=False)
+    with jax.default_prng_impl("unsafe_rbg"):  # compiled in a fraction of the usual time
+        train(config, show=False)
     ((step, loss),) = losses(tmp_path)
     assert step == 1 and loss is not None
     assert load_run_config(tmp_path) == config
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TRAINED)
 def test_tiny_interrupted_continues_bit_for_bit(name, tmp_path, monkeypatch):
     settings = {"steps": 6, "eval_every": 0, "log_every": 1, "tensorboard": False}
     train(recipe(name, output=str(tmp_path / "whole"), **settings), show=False)
