@@ -123,6 +123,7 @@ def _add_transcribe(verbs: Any) -> None:
     wanted.add_argument(
         "--real-time", action="store_true", help="faster than it sounds, on one processor core"
     )
+    _add_together(verb)
     _add_common(verb)
 
 
@@ -270,6 +271,15 @@ def _add_model(verb: argparse.ArgumentParser, default: str = DEFAULT_MODEL) -> N
     )
 
 
+def _add_together(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--together",
+        action=argparse.BooleanOptionalAction,
+        help="of models that write tokens (MT3): let the segments of a recording agree on "
+        "instruments and held notes, or hear each alone (default: as the model is set)",
+    )
+
+
 def _add_models(verbs: Any) -> None:
     verb = _verb(
         verbs,
@@ -325,6 +335,7 @@ def _add_eval(verbs: Any) -> None:
     )
     verb.add_argument("model", metavar="MODEL", help="a name, a .safetensors file or a run folder")
     verb.add_argument("data", nargs="+", metavar="DATA", help="what to score it on")
+    _add_together(verb)
     _add_common(verb)
 
 

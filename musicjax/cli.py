@@ -390,6 +390,8 @@ def _load(args: argparse.Namespace, bar: Bar, **settings: Any) -> Any:
         name = chosen.name
         if chosen.better is not None:
             say(str(chosen))
+    if getattr(args, "together", None) is not None:
+        settings["together"] = args.together
     return load(name, task=task, device=args.device, progress=bar.fetched, **settings)
 
 

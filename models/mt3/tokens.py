@@ -1,6 +1,7 @@
 """Between notes and what the network reads and writes. NumPy only."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import UInt8
@@ -8,7 +9,7 @@ from jaxtyping import UInt8
 from musicjax.errors import DataError
 from musicjax.models.mt3.config import MT3Config
 from musicjax.models.mt3.evidence import CELLS, NUM_ROLLS, ROLLS
-from musicjax.notes import Notes
+from musicjax.notes import Decoded, Notes
 from musicjax.notes.codec import Codec
 
 _ROUNDING = 1e-6  # of a position: times that fall on a border stay on their side of it
@@ -70,17 +71,19 @@ def _rolls(
 
 def decode(
     activations: Mapping[str, np.ndarray], config: MT3Config, *, drums: bool = True
-) -> Notes:
+) -> Decoded:
     """The notes of a recording, with programs and drums, from the tokens of its segments.
 
     activations: `tokens` (segments, L), one segment after the other, as the recording's
     transcription gives them. Tokens that make no sense where they stand are passed over, as in the
-    original. Without `drums`, hits are left out.
+    original, and counted in the report. Without `drums`, hits are left out.
     """
     if "tokens" not in activations:
         raise DataError(
             f"there are no tokens among {', '.join(activations) or 'no activations'}; MT3 writes "
             "them segment by segment: let a Transcriber hear the recording."
         )
-    notes = Codec(config.codec).decode(np.asarray(activations["tokens"])).notes
-    return notes if drums else notes[~notes.is_drum]
+    decoded = Codec(config.codec).decode(np.asarray(activations["tokens"]))
+    if drums:
+        return decoded
+    return replace(decoded, notes=decoded.notes[~decoded.notes.is_drum])

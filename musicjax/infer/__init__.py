@@ -12,9 +12,10 @@ from musicjax.infer.recordings import (
     sample_blocks,
 )
 from musicjax.infer.segments import SegmentRunner
-from musicjax.infer.sequences import SequenceRunner
+from musicjax.infer.sequences import AgreeingRunner, SequenceRunner
 
 __all__ = [
+    "AgreeingRunner",
     "Collector",
     "FixedLayout",
     "Heard",

@@ -17,6 +17,7 @@ from musicjax.audio import Audio
 from musicjax.errors import ConfigError, DataError, OutputError
 from musicjax.hub import LoadedModel
 from musicjax.infer import (
+    AgreeingRunner,
     FixedLayout,
     Heard,
     Layout,
@@ -29,7 +30,8 @@ from musicjax.infer import (
     layout,
     part_of,
 )
-from musicjax.notes import Notes, pitch_name
+from musicjax.notes import Decoded, DecodingReport, Notes, pitch_name
+from musicjax.notes.agreement import AgreementConfig
 from musicjax.tasks.files import FORMATS
 from musicjax.tasks.options import check_options
 from musicjax.types import LOWEST_PITCH, NUM_PITCHES
@@ -47,6 +49,7 @@ GPU_BATCH = 8
 CPU_SLOTS = 8
 GPU_SLOTS = 64
 DOUBTED_NOTES = 8  # of fewer, the mean confidence says little
+DOUBTED_TOKENS = 0.02  # share of tokens passed over: MT3's own weights stay below it on music
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +62,9 @@ class Transcription:
     duration_s   of the recording
     model        name of the model that listened
     audio        the recording as it was handed in, for `plot`; None when it was a file object
-    doubt        a sentence, where the model was too unsure for the sound that it was made for
+    doubt        a sentence, where the model was too unsure for the sound that it was made for, or
+                 where much of what it wrote made no sense
+    report       of a model that writes tokens: those that were passed over, by kind; else None
     """
 
     notes: Notes
@@ -69,6 +74,7 @@ class Transcription:
     model: str
     audio: str | os.PathLike[str] | Audio | None = field(default=None, repr=False)
     doubt: str | None = None
+    report: DecodingReport | None = None
 
     FORMATS: ClassVar[tuple[str, ...]] = FORMATS
 
@@ -188,6 +194,9 @@ class Transcriber:
       loaded: from `musicjax.hub.load_model`.
       window_s: seconds computed as one piece, context included; None takes what suits the model.
       batch_size: pieces computed at once; more are faster on a GPU and take more memory.
+      together: of a model that writes tokens, whether the segments of a recording agree on
+        instruments and on notes that go on, which takes up to twice the time; or how much they do.
+        False hears each alone, as MT3 was published; None takes what the model's config says.
       device: where to compute; None takes jax's default.
     """
 
@@ -197,6 +206,7 @@ class Transcriber:
         *,
         window_s: float | None = None,
         batch_size: int | None = None,
+        together: bool | AgreementConfig | None = None,
         device: jax.Device | None = None,
     ) -> None:
         self.name, self.card, self.system = loaded.name, loaded.card, loaded.system
@@ -212,7 +222,9 @@ class Transcriber:
                     f"window_s is {window_s:g}, but {self.name} hears segments of its own length; "
                     "leave window_s out."
                 )
-            self.runner = _segment_runner(loaded.model, batch_size, on_cpu, device)
+            self.runner = _segment_runner(loaded, batch_size, on_cpu, together, device)
+        elif together:
+            raise ConfigError(_NOT_TOGETHER.format(name=self.name))
         else:
             plan = _plan(loaded.model, frontend, window_s, batch_size, on_cpu)
             self.runner = Runner(loaded.model, plan, device=device)
@@ -269,15 +281,18 @@ class Transcriber:
     ) -> Transcription | Exception:
         if heard.error is not None:
             return heard.error
+        found = self._decode(heard.activations, self.config, **options)
         result = Transcription(
-            notes=self._decode(heard.activations, self.config, **options),
+            notes=found.notes if isinstance(found, Decoded) else found,
+            report=found.report if isinstance(found, Decoded) else None,
             activations=heard.activations,
             frames_per_s=self.frames_per_s,
             duration_s=heard.duration_s,
             model=self.name,
             audio=source if isinstance(source, str | os.PathLike | Audio) else None,
         )
-        return replace(result, doubt=self._doubt(result))
+        doubts = filter(None, (self._doubt(result), _nonsense(result)))
+        return replace(result, doubt=" ".join(doubts) or None)
 
     def _doubt(self, result: Transcription) -> str | None:
         able = None if self.card is None else self.card.ability
@@ -295,15 +310,48 @@ class Transcriber:
         return f"Transcriber({self.name}, {self.sample_rate} Hz)"
 
 
+_NOT_TOGETHER = (
+    "together was asked for, but {name} writes no tokens in segments that could disagree; leave it "
+    "out."
+)
+
+
+def _nonsense(result: Transcription) -> str | None:
+    """A sentence where too much of what was written could not be understood."""
+    report = result.report
+    if report is None:
+        return None
+    tokens = result.activations["tokens"]
+    written = max(int(np.count_nonzero(tokens)), 1)
+    told = []
+    if report.invalid > DOUBTED_TOKENS * written:
+        told.append(f"{report.invalid} of {written} tokens made no sense and were passed over")
+    if report.cut:
+        told.append(f"{report.cut} of {len(tokens)} segments were cut because they had no end")
+    return f"{' and '.join(told)}: some notes may be missing." if told else None
+
+
 def _segment_runner(
-    model: Any, batch_size: int | None, on_cpu: bool, device: jax.Device | None
+    loaded: LoadedModel,
+    batch_size: int | None,
+    on_cpu: bool,
+    together: bool | AgreementConfig | None,
+    device: jax.Device | None,
 ) -> SegmentRunner | SequenceRunner:
     """The runner of a model that hears segments of its own length."""
+    model: Any = loaded.model
     if hasattr(model, "hear"):
+        if together:
+            raise ConfigError(_NOT_TOGETHER.format(name=loaded.name))
         size = batch_size or (1 if on_cpu else GPU_BATCH)
         return SegmentRunner(model, batch_size=size, device=device)
     slots = batch_size or (CPU_SLOTS if on_cpu else GPU_SLOTS)
-    return SequenceRunner(model, slots=slots, grammar=model.grammar, device=device)
+    if together is None:
+        together = getattr(loaded.config, "together", False)
+    if not together:
+        return SequenceRunner(model, slots=slots, grammar=model.grammar, device=device)
+    how = AgreementConfig() if together is True else together
+    return AgreeingRunner(model, how, slots=slots, grammar=model.grammar, device=device)
 
 
 def _plan(
