@@ -23,7 +23,8 @@ from musicjax import registry
 from musicjax.audio import Audio
 from musicjax.types import Policy
 
-SYSTEMS = sorted(registry.systems())
+# The systems can be tested by several processes at once.
+SYSTEMS = [pytest.param(s, marks=pytest.mark.xdist_group(s)) for s in sorted(registry.systems())]
 
 
 def symbols(task):
@@ -137,7 +138,9 @@ def test_every_tag_has_a_config_and_a_complete_card(zoo):
 def test_init_is_finite_and_repeats(zoo):
     make = zoo.system.resolve("model")
     init = jax.jit(lambda key: nnx.state(make(zoo.config, rngs=nnx.Rngs(key))))
-    state, again, other = (init(jax.random.key(seed)) for seed in (3, 3, 4))
+    # These draws compile in no time; the usual ones take up to twenty seconds a model.
+    keys = (jax.random.key(seed, impl="unsafe_rbg") for seed in (3, 3, 4))
+    state, again, other = (init(key) for key in keys)
     assert finite(state)
     assert jax.tree.structure(state) == jax.tree.structure(zoo.state)
     close(state, again, 0)
@@ -230,6 +233,8 @@ def test_a_saved_model_comes_back_the_same(zoo, tmp_path):
 def test_eight_devices_give_what_one_gives(zoo):
     environment = os.environ | {
         "JAX_NUM_CPU_DEVICES": "8",
+        # The lowest level of code generation: what is compared runs once.
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
         "PYTHONPATH": os.pathsep.join(filter(None, [str(Path.cwd()), os.getenv("PYTHONPATH")])),
     }
     run = subprocess.run(
@@ -243,8 +248,10 @@ def test_eight_devices_give_what_one_gives(zoo):
     report = json.loads(run.stdout.splitlines()[-1])
     assert report["devices"] == 8
     assert report["batch_shards"] == 8
-    assert report["loss_difference"] < 1e-5
-    assert report["largest_gradient_difference"] < 1e-4
+    # Devices add up the same numbers in another order. Of a mean float32 keeps six digits then; of a
+    # gradient through a dozen batch norms, which subtract large numbers, it keeps three and more.
+    assert report["loss_difference"] < 2e-6
+    assert report["largest_gradient_difference"] < 5e-4
 
 
 def compare_devices(name):
@@ -262,20 +269,20 @@ def compare_devices(name):
     state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
     many = step(state, split, jax.random.key(0))
 
-    def largest(a, b):
-        """Of all differences, relative where numbers are above 1, as sums over a second may be."""
+    def furthest(a, b, floor):
+        """The largest difference in any tensor, as a part of that tensor's largest number.
 
-        def gap(x, y):
-            x, y = np.asarray(x), np.asarray(y)
-            return np.abs(x - y).max() / max(np.abs(x).max(), 1.0)
-
-        return float(max(jax.tree.leaves(jax.tree.map(gap, a, b))))
+        Tensors whose numbers lie below `floor` of the largest of all count as if they reached that.
+        """
+        pairs = list(zip(*(map(np.asarray, jax.tree.leaves(t)) for t in (a, b)), strict=True))
+        least = floor * max(np.abs(x).max() for x, _ in pairs)
+        return float(max(np.abs(x - y).max() / max(np.abs(x).max(), least) for x, y in pairs))
 
     report = {
         "devices": jax.device_count(),
         "batch_shards": len(split["audio"].addressable_shards),
-        "loss_difference": largest(one[:2], many[:2]),
-        "largest_gradient_difference": largest(one[2], many[2]),
+        "loss_difference": furthest(one[:2], many[:2], 1.0),
+        "largest_gradient_difference": furthest(one[2], many[2], 1e-3),
     }
     print(json.dumps(report))
 
