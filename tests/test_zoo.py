@@ -248,8 +248,8 @@ def test_eight_devices_give_what_one_gives(zoo):
     report = json.loads(run.stdout.splitlines()[-1])
     assert report["devices"] == 8
     assert report["batch_shards"] == 8
-    # Devices add up the same numbers in another order. Of a mean float32 keeps six digits then; of a
-    # gradient through a dozen batch norms, which subtract large numbers, it keeps three and more.
+    # Devices add up the same numbers in another order. Of a mean float32 keeps six digits then, and
+    # three or more of a gradient through a dozen batch norms, which subtract large numbers.
     assert report["loss_difference"] < 2e-6
     assert report["largest_gradient_difference"] < 5e-4
 
