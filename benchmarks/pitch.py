@@ -20,6 +20,10 @@ musicjax and torchcrepe run on the same weights with their own decoders: "viterb
 both, and "local", the average around each frame's highest bin (`weighted_argmax`). torchcrepe
 leaves voicing to the user; here it has the threshold that its manual suggests. It is measured when
 it is installed: `pip install --no-deps torchcrepe`, with torch, torchaudio and resampy.
+
+The upper limit is torchcrepe's own default. With it, its Viterbi path likes to stay at the highest
+bin of all, whose transition to itself is likelier than any other's: there are recordings that it
+never follows for that reason alone, and follows when its limit is lower.
 """
 
 import argparse
