@@ -2,10 +2,12 @@
 
 import math
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from musicjax.audio.config import FrontendConfig
 from musicjax.audio.presets import preset
 from musicjax.errors import ConfigError
+from musicjax.nn.matrix_units import has_bfloat16_units
 from musicjax.types import LOWEST_PITCH, NUM_PITCHES, Policy
 
 
@@ -30,6 +32,10 @@ class TranskunConfig:
     head_dropout: float = 0.1
     remat: bool = True  # make the layers' activations again when differentiating
     max_events_per_s: float = 64.0  # room for labels in a clip
+    # In float32 and on a CPU, when not training: whether the operands of the MLPs' products, which
+    # are two thirds of all the arithmetic, are rounded to bfloat16, which changes the velocity of a
+    # note in some hundreds. auto: where the processor has units that make it faster.
+    mlp_products: Literal["float32", "bfloat16", "auto"] = "float32"
     policy: Policy = Policy()  # noqa: RUF009 - frozen
 
     def __post_init__(self) -> None:
@@ -43,6 +49,13 @@ class TranskunConfig:
                 f"segment_hop_s is {self.segment_hop_s} and segment_s {self.segment_s}; segments "
                 "must overlap."
             )
+
+    @property
+    def mlp_rounded_on_cpu(self) -> bool:
+        """Whether a CPU takes the MLPs' products in bfloat16."""
+        if self.mlp_products == "auto":
+            return has_bfloat16_units()
+        return self.mlp_products == "bfloat16"
 
     @property
     def width(self) -> int:

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Shaped
 
+from musicjax.models.transkun.config import TranskunConfig
 from musicjax.types import Policy
 
 _FAN_IN = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's default
@@ -172,6 +174,11 @@ def rms_norm(x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
     return (wide * jax.lax.rsqrt(mean + _RMS_EPSILON)).astype(x.dtype)
 
 
+def gelu(x: Float[Array, "*B C"]) -> Float[Array, "*B C"]:
+    """Exact GELU by the error function, which is a third cheaper than by its complement."""
+    return x * (0.5 + 0.5 * jax.lax.erf(x * math.sqrt(0.5)))
+
+
 def product(x: Float[Array, "*B D"], kernel: nnx.Param, policy: Policy) -> Float[Array, "*B C"]:
     """x times a matrix, both in the policy's dtype, added up in float32."""
     return jnp.dot(
@@ -231,9 +238,10 @@ class Mlp(nnx.Module):
         self.out = dense(factor * width, width, policy, rngs=rngs)
         self.policy = policy
 
-    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-        hidden = jax.nn.gelu(affine(x, self.hidden, self.policy), approximate=False)
-        return affine(hidden, self.out, self.policy)
+    def __call__(self, x: Float[Array, "*B D"], rounded: bool = False) -> Float[Array, "*B D"]:
+        """`rounded`: products of bfloat16, added up in float32, whatever the policy."""
+        policy = replace(self.policy, dtype="bfloat16") if rounded else self.policy
+        return affine(gelu(affine(x, self.hidden, policy)), self.out, policy)
 
 
 class TimeFrequencyLayer(nnx.Module):
@@ -244,9 +252,10 @@ class TimeFrequencyLayer(nnx.Module):
     not normalised. The stream is float32.
     """
 
-    def __init__(
-        self, width: int, num_heads: int, mlp_factor: int, policy: Policy, *, rngs: nnx.Rngs
-    ) -> None:
+    def __init__(self, config: TranskunConfig, *, rngs: nnx.Rngs) -> None:
+        width, num_heads, policy = config.width, config.num_heads, config.policy
+        mlp_factor = config.mlp_factor
+        self.rounded_on_cpu = config.mlp_rounded_on_cpu
         self.attend_frequency = Attention(width, num_heads, policy, rngs=rngs)
         self.mlp_frequency = Mlp(width, mlp_factor, policy, rngs=rngs)
         self.attend_time = Attention(width, num_heads, policy, rngs=rngs)
@@ -267,44 +276,45 @@ class TimeFrequencyLayer(nnx.Module):
         Without `train` a CPU takes a few slices at a time.
         """
 
-        def over_frequency(x: Array, memory: Array) -> Array:
+        def over_frequency(x: Array, memory: Array, rounded: bool = False) -> Array:
             asked, told = (y.reshape(-1, *y.shape[2:]) for y in (rms_norm(x), memory))
             heard = self.attend_frequency(asked, told).reshape(x.shape)
             x = x + heard * self.attend_frequency_scale[...]
-            return x + self.mlp_frequency(rms_norm(x)) * self.mlp_frequency_scale[...]
+            return x + self.mlp_frequency(rms_norm(x), rounded) * self.mlp_frequency_scale[...]
 
-        def over_time(x: Array, memory: Array) -> Array:
+        def over_time(x: Array, memory: Array, rounded: bool = False) -> Array:
             asked, told = (y.swapaxes(1, 2) for y in (rms_norm(x), memory))
             rows = (-1, *asked.shape[2:])
             seen = None if mask is None else jnp.repeat(mask, x.shape[2], axis=0)
             heard = self.attend_time(asked.reshape(rows), told.reshape(rows), seen)
             heard = heard.reshape(asked.shape).swapaxes(1, 2)
             x = x + heard * self.attend_time_scale[...]
-            return x + self.mlp_time(rms_norm(x)) * self.mlp_time_scale[...]
+            return x + self.mlp_time(rms_norm(x), rounded) * self.mlp_time_scale[...]
 
         asking = x[:, :, first:]
         if train:
             return over_time(over_frequency(asking, x), asking)
-        x = _in_slices(over_frequency, asking, x, axis=1)
-        return _in_slices(over_time, x, asking, axis=2)
+        x = _in_slices(over_frequency, asking, x, axis=1, on_cpu=self.rounded_on_cpu)
+        return _in_slices(over_time, x, asking, axis=2, on_cpu=self.rounded_on_cpu)
 
 
 _SLICE = 3  # times or frequencies worked off together on a CPU, so that what they need stays near
 
 
 def _in_slices(
-    function: Callable[[Array, Array], Array], x: Array, memory: Array, *, axis: int
+    function: Callable[..., Array], x: Array, memory: Array, *, axis: int, on_cpu: bool
 ) -> Array:
     """`function(x, memory)`, which acts on each slice along an axis by itself, slice by slice.
 
     On a CPU arrays of the size of all hidden units cost more in memory traffic than in arithmetic.
+    There the function is given `on_cpu` as well.
     """
 
     def by_slices(x: Array, memory: Array) -> Array:
         def step(index: Array, out: Array) -> Array:
             start = index * _SLICE  # the last slice is shifted back to fit: some are done twice
             parts = (jax.lax.dynamic_slice_in_dim(y, start, size, axis) for y in (x, memory))
-            return jax.lax.dynamic_update_slice_in_dim(out, function(*parts), start, axis)
+            return jax.lax.dynamic_update_slice_in_dim(out, function(*parts, on_cpu), start, axis)
 
         size = min(_SLICE, x.shape[axis])
         return jax.lax.fori_loop(0, -(-x.shape[axis] // size), step, jnp.zeros_like(x))

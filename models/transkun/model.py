@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,19 +46,34 @@ VELOCITIES = 128
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["context", "decisions"],
+    data_fields=["tokens", "decisions"],
     meta_fields=[],
 )
 @dataclass(frozen=True)
 class HeardSegments:
     """Segments as the network heard them, before any interval is described.
 
-    context stays where it was computed; `decisions` is what the host reads: where the best
-    interval from each frame ends, and which single frames are intervals (see `best_intervals`).
+    tokens, each of which stands for 8 frames of a symbol, stay where they were computed;
+    `decisions` is what the host reads: where the best interval from each frame ends, and which
+    single frames are intervals (see `best_intervals`).
     """
 
-    context: Float[Array, "B S T D"]
+    tokens: Float[Array, "B S T2 D"]
     decisions: tuple[Int16[Array, "BS T"], Bool[Array, "BS T"]]
+
+
+class Prepared(NamedTuple):
+    """What hearing needs of the weights alone, the same for all segments of one length.
+
+    positions  (T2 + 1, F2 + 1 + S, D): of what is heard at each time, and of the symbols
+    scorer     (D, 8, 2 D + 1): from a token to what scores intervals at each of its frames. The
+               transposed convolution and the scorer are linear, so that they are one map.
+    offset     (2 D + 1,): added to what it gives
+    """
+
+    positions: Float[Array, "times bins D"]
+    scorer: Float[Array, "D frames wide"]
+    offset: Float[Array, "wide"]
 
 
 class LearnedWindows(nnx.Module):
@@ -104,8 +120,7 @@ class Transkun(nnx.Module):
         self.heard_positions = Positions(2, width, config.position_spread, rngs=rngs)
         self.symbol_positions = Positions(2, width, config.position_spread, rngs=rngs)
         self.layers = nnx.List(
-            TimeFrequencyLayer(width, config.num_heads, config.mlp_factor, policy, rngs=rngs)
-            for _ in range(config.num_layers)
+            TimeFrequencyLayer(config, rngs=rngs) for _ in range(config.num_layers)
         )
         # A transposed convolution over time whose stride is its width: each token gives 8 frames.
         per_token = DownsamplingConvs.FRAMES * width
@@ -160,28 +175,50 @@ class Transkun(nnx.Module):
         train: bool = False,
     ) -> Float[Array, "B S T D"]:
         """As `__call__`, symbols before frames: the order in which intervals are scored."""
-        config, (batch, frames) = self.config, features.shape[:2]
-        precision = config.policy.matmul_precision
-        with jax.default_matmul_precision(None if precision == "default" else precision):
+        batch, frames = features.shape[:2]
+        tokens = self.listen(features, mask=mask, train=train)
+        with _precision(self.config):
+            x = product(tokens, self.upsample.kernel, self.config.policy)
+        x = x.reshape(batch, self.config.num_symbols, -1, self.config.width)[:, :, :frames]
+        return x + self.upsample_bias[...].astype(jnp.float32)
+
+    def positions(self, times: int, bins: int) -> Float[Array, "times wide D"]:
+        """Embeddings of all places: `bins` of what is heard at each time, then the symbols."""
+        moments = jnp.arange(times)
+        symbols = jnp.asarray(self.config.symbol_numbers)
+        heard = self.heard_positions(moments, jnp.arange(bins))
+        return jnp.concatenate([heard, self.symbol_positions(moments, symbols)], axis=1)
+
+    def listen(
+        self,
+        features: Float[Array, "B T F K"],
+        *,
+        mask: Bool[Array, "B T"] | None = None,
+        train: bool = False,
+        positions: Float[Array, "times wide D"] | None = None,
+    ) -> Float[Array, "B S T2 D"]:
+        """What is heard of each symbol in each 8 frames, float32; positions: as of that method."""
+        config, batch = self.config, features.shape[0]
+        with _precision(config):
             tokens, token_mask = self.convs(features, mask)
             # One token before the others on both axes, to gather what is common to all.
             tokens = jnp.pad(tokens, ((0, 0), (1, 0), (1, 0), (0, 0)))
             if token_mask is not None:
                 token_mask = jnp.pad(token_mask, ((0, 0), (1, 0)), constant_values=True)
-            times, bins = jnp.arange(tokens.shape[1]), jnp.arange(tokens.shape[2])
-            heard = tokens.astype(jnp.float32) + self.heard_positions(times, bins)
-            symbols = self.symbol_positions(times, jnp.asarray(config.symbol_numbers))
-            symbols = jnp.broadcast_to(symbols, (batch, *symbols.shape))
+            bins = tokens.shape[2]
+            if positions is None:
+                positions = self.positions(tokens.shape[1], bins)
+            heard = tokens.astype(jnp.float32) + positions[:, :bins]
+            symbols = jnp.broadcast_to(
+                positions[:, bins:], (batch, tokens.shape[1], config.num_symbols, config.width)
+            )
             x = jnp.concatenate([heard, symbols], axis=2)
             for number, layer in enumerate(self.layers, 1):
                 # Only the symbols are read at the end.
-                first = heard.shape[2] if number == len(self.layers) else 0
+                first = bins if number == len(self.layers) else 0
                 run = partial(layer, first=first, train=train)
                 x = (jax.checkpoint(run) if train and config.remat else run)(x, token_mask)
-            x = x[:, 1:].swapaxes(1, 2)
-            x = product(x, self.upsample.kernel, config.policy)
-        x = x.reshape(batch, config.num_symbols, -1, config.width)[:, :, :frames]
-        return x + self.upsample_bias[...].astype(jnp.float32)
+        return x[:, 1:].swapaxes(1, 2)
 
     def scores(self, context: Float[Array, "B S T D"]) -> ProductScores:
         """Scores of all intervals of B * S sequences."""
@@ -212,11 +249,45 @@ class Transkun(nnx.Module):
         spare_s = self.config.segment_s - self.config.segment_hop_s
         return math.ceil(spare_s * self.config.frontend.sample_rate)
 
-    def hear(self, audio: Float[Array, "B N"] | Float[Array, "B C N"]) -> HeardSegments:
+    def prepare(self) -> Prepared:
+        """What `hear` would otherwise compute anew for every segment."""
+        silence = jax.ShapeDtypeStruct((1, self.segment_samples), jnp.float32)
+        tokens = jax.eval_shape(lambda audio: self.convs(self.features(audio), None)[0], silence)
+        width = self.config.width
+        with jax.default_matmul_precision("highest"):
+            scorer = self.scorer.kernel[...].astype(jnp.float32)
+            upsample = self.upsample.kernel[...].astype(jnp.float32).reshape(width, -1, width)
+            offset = self.scorer(self.upsample_bias[...].astype(jnp.float32))
+            return Prepared(
+                self.positions(tokens.shape[1] + 1, tokens.shape[2] + 1), upsample @ scorer, offset
+            )
+
+    def hear(
+        self,
+        audio: Float[Array, "B N"] | Float[Array, "B C N"],
+        prepared: Prepared | None = None,
+    ) -> HeardSegments:
         """Whole segments, and the best intervals from every frame of them on."""
-        context = self.encode(self.features(audio))
-        best = best_intervals(self.scores(context))
-        return HeardSegments(context, (best.next_end.astype(jnp.int16), best.single))
+        prepared = self.prepare() if prepared is None else prepared
+        features = self.features(audio)
+        tokens = self.listen(features, positions=prepared.positions)
+        best = best_intervals(self._scores_of(tokens, features.shape[1], prepared))
+        return HeardSegments(tokens, (best.next_end.astype(jnp.int16), best.single))
+
+    def _scores_of(
+        self, tokens: Float[Array, "B S T2 D"], frames: int, prepared: Prepared
+    ) -> ProductScores:
+        """As `scores`, without the contexts."""
+        width, rows = self.config.width, tokens.shape[0] * tokens.shape[1]
+        parts = jnp.split(prepared.scorer, (width, 2 * width), axis=-1)
+        offsets = jnp.split(prepared.offset, (width, 2 * width))
+        flat = tokens.reshape(-1, width)
+        with jax.default_matmul_precision("highest"):
+            end, start, single = (
+                (flat @ part.reshape(width, -1)).reshape(rows, -1, len(offset))[:, :frames] + offset
+                for part, offset in zip(parts, offsets, strict=True)
+            )
+        return ProductScores(end, start, single[..., 0])
 
     def describe(
         self,
@@ -232,8 +303,16 @@ class Transkun(nnx.Module):
         frames, -0.5..0.5 frames. beyond (K, 2): log-odds that onset and offset are inside the
         segment rather than at its border.
         """
-        context = jax.lax.dynamic_index_in_dim(heard.context, item, keepdims=False)
-        velocity, times = self._ends(context[symbol, start], context[symbol, end])
+        tokens = jax.lax.dynamic_index_in_dim(heard.tokens, item, keepdims=False)
+
+        def context(frame: Array) -> Array:
+            token, place = jnp.divmod(frame, DownsamplingConvs.FRAMES)
+            frames = product(tokens[symbol, token], self.upsample.kernel, self.config.policy)
+            frames = frames.reshape(len(frame), -1, self.config.width)
+            found = jnp.take_along_axis(frames, place[:, None, None], axis=1)[:, 0]
+            return found + self.upsample_bias[...].astype(jnp.float32)
+
+        velocity, times = self._ends(context(start), context(end))
         mean = continuous_bernoulli_mean(times[:, :2])
         return {
             "velocity": jnp.argmax(velocity, axis=-1).astype(jnp.int32),
@@ -284,6 +363,11 @@ class Transkun(nnx.Module):
             "frame": inside[..., pedals:],
             "pedal": inside[..., :pedals],
         }
+
+
+def _precision(config: TranskunConfig) -> Any:
+    wanted = config.policy.matmul_precision
+    return jax.default_matmul_precision(None if wanted == "default" else wanted)
 
 
 # Times inside a frame --------------------------------------------------------------------------

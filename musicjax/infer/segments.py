@@ -10,7 +10,8 @@ The model has
     segment_samples, segment_hop, segment_lead   samples of a segment, from one to the next, and
                                                  of silence before and after a recording
     hear_stereo                                  if True, `hear` also takes (B, 2, N)
-    hear(audio (B, N)) -> heard                  a pytree that stays on the device; its tuple
+    prepare() -> prepared                        a pytree of what depends on the weights alone
+    hear(audio (B, N), prepared) -> heard        a pytree that stays on the device; its tuple
                                                  `decisions`, (B * S, T) each, goes to the host
     reader() -> reader                           one for each recording. `intervals(*decisions)`
                                                  of a segment, (S, T) each, gives (K,) arrays of
@@ -23,7 +24,7 @@ import collections
 import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import numpy as np
@@ -34,6 +35,8 @@ from musicjax.infer.devices import mending_cache
 from musicjax.infer.long import Window
 
 _LEAST_QUESTIONS = 128  # intervals described at once, at least; then the next power of two
+_KNOWN = -1  # in the place of a row
+_MOST_IN_ORDER = 8  # silent segments that wait behind each that sounds
 
 
 @dataclass(frozen=True)
@@ -86,11 +89,20 @@ def _segment(sound: np.ndarray, begin: int, plan: Segmentation, *, is_last: bool
     return Window(samples, begin, heard, slice(0, plan.step), is_last)
 
 
+class _Placed(NamedTuple):
+    """A segment, and its row of a batch or, for silence that is not heard again, _KNOWN."""
+
+    job: Any
+    window: Window
+    row: int
+
+
 class SegmentRunner:
     """Events of recordings, in the place of a `Runner`'s activations. Compiled once.
 
     The state of the model is an argument of the compiled functions. While the host reads one
-    batch, the device hears the next.
+    batch, the device hears the next. A segment of nothing but zeros, such as often lies behind the
+    end of a recording, is heard once: what the model says of it is kept.
     """
 
     def __init__(self, model: Any, *, batch_size: int, device: jax.Device | None = None) -> None:
@@ -105,7 +117,12 @@ class SegmentRunner:
         self._new_reader = model.reader
         graph, state = nnx.split(model)
         self._state = jax.device_put(state, device)
-        self._hear: Any = jax.jit(lambda state, audio: nnx.merge(graph, state).hear(audio))
+        self._prepare: Any = jax.jit(lambda state: nnx.merge(graph, state).prepare())
+        self._prepared: Any = None
+        self._silence: tuple[Any, int] | None = None  # what was heard of zeros, and in which row
+        self._hear: Any = jax.jit(
+            lambda state, audio, prepared: nnx.merge(graph, state).hear(audio, prepared)
+        )
         self._describe: Any = jax.jit(
             lambda state, heard, item, *intervals: nnx.merge(graph, state).describe(
                 heard, item, *intervals
@@ -120,19 +137,25 @@ class SegmentRunner:
     def take_weights(self, model: nnx.Module) -> None:
         """Go on with another model of the same config, without compiling again."""
         self._state = jax.device_put(nnx.state(model), self.device)
+        self._prepared = self._silence = None
 
     def run(
         self, jobs: Iterable[tuple[Any, Window]]
     ) -> Iterator[tuple[Any, Window, dict[str, np.ndarray]]]:
         """Each segment with its events, in order. Segments of different jobs share batches."""
         readers: dict[Any, Any] = {}
-        pending: collections.deque[tuple[list[tuple[Any, Window]], Any]] = collections.deque()
-        filled: list[tuple[Any, Window]] = []
-        for job in jobs:
-            filled.append(job)
-            if len(filled) == self.layout.batch_size:
+        pending: collections.deque[tuple[list[_Placed], Any]] = collections.deque()
+        filled: list[_Placed] = []
+        row = 0
+        for job, window in jobs:
+            if self._silence is not None and not window.samples.any():
+                filled.append(_Placed(job, window, _KNOWN))
+            else:
+                filled.append(_Placed(job, window, row))
+                row += 1
+            if row == self.layout.batch_size or len(filled) > _MOST_IN_ORDER * row:
                 pending.append((filled, self._batch(filled)))
-                filled = []
+                filled, row = [], 0
                 if len(pending) > 1:
                     yield from self._read(*pending.popleft(), readers)
         if filled:
@@ -140,27 +163,47 @@ class SegmentRunner:
         while pending:
             yield from self._read(*pending.popleft(), readers)
 
-    def _batch(self, filled: list[tuple[Any, Window]]) -> Any:
-        stereo = any(window.samples.ndim == 2 for _, window in filled)
+    def _batch(self, filled: list[_Placed]) -> Any:
+        """What is heard in those that have a row; None if none has."""
+        sounding = [place for place in filled if place.row != _KNOWN]
+        if not sounding:
+            return None
+        heard = self._heard([place.window for place in sounding])
+        for place in sounding:
+            if self._silence is None and not place.window.samples.any():
+                self._silence = heard, place.row
+        return heard
+
+    def _heard(self, windows: list[Window]) -> Any:
+        stereo = any(window.samples.ndim == 2 for window in windows)
         channels = (2,) if stereo else ()  # beside stereo, mono is heard on both
         audio = np.zeros((self.layout.batch_size, *channels, self.layout.samples), np.float32)
-        for row, (_, window) in enumerate(filled):
+        for row, window in enumerate(windows):
             audio[row] = window.samples
         with contextlib.nullcontext() if self.programs else mending_cache():
-            return self._hear(self._state, jax.device_put(audio, self.device))
+            if self._prepared is None:
+                self._prepared = self._prepare(self._state)
+            return self._hear(self._state, jax.device_put(audio, self.device), self._prepared)
 
     def _read(
-        self, filled: list[tuple[Any, Window]], heard: Any, readers: dict[Any, Any]
+        self, filled: list[_Placed], heard: Any, readers: dict[Any, Any]
     ) -> Iterator[tuple[Any, Window, dict[str, np.ndarray]]]:
-        rows = (self.layout.batch_size, -1)
-        decisions = [np.asarray(x).reshape(*rows, x.shape[-1]) for x in heard.decisions]
-        for row, (job, window) in enumerate(filled):
+        of_batch = [] if heard is None else self._decisions(heard)
+        for job, window, row in filled:
             reader = readers.get(job) or readers.setdefault(job, self._new_reader())
-            intervals = reader.intervals(*(array[row] for array in decisions))
-            described = self._describe_padded(heard, row, intervals)
+            told, place, decisions = heard, row, of_batch
+            if row == _KNOWN and self._silence is not None:
+                told, place = self._silence
+                decisions = self._decisions(told)
+            intervals = reader.intervals(*(array[place] for array in decisions))
+            described = self._describe_padded(told, place, intervals)
             if window.is_last:
                 del readers[job]
             yield job, window, reader.events(intervals, **described)
+
+    def _decisions(self, heard: Any) -> list[np.ndarray]:
+        rows = (self.layout.batch_size, -1)
+        return [np.asarray(x).reshape(*rows, x.shape[-1]) for x in heard.decisions]
 
     def _describe_padded(self, heard: Any, row: int, intervals: Any) -> dict[str, np.ndarray]:
         """Descriptions of any number of intervals by a few compiled programs."""

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -75,7 +76,10 @@ class Loudest(nnx.Module):
 
     segment_samples, segment_hop, segment_lead, hear_stereo = 16, 8, 8, True
 
-    def hear(self, audio):
+    def prepare(self):
+        return ()
+
+    def hear(self, audio, prepared):
         power = (audio**2 if audio.ndim == 2 else (audio**2).mean(axis=1)).reshape(-1, 4, 4)
         return Power(power.sum(axis=-1))
 
@@ -99,3 +103,36 @@ def test_mono_and_stereo_share_batches():
     np.testing.assert_array_equal(heard[1], heard[0])
     np.testing.assert_array_equal(heard[2], heard[0] / 2)
     np.testing.assert_array_equal(heard[3], heard[0])
+
+
+class Counted(Loudest):
+    """Tells zeros from sound, and the host how often it was asked."""
+
+    asked: ClassVar[list] = []
+
+    def hear(self, audio, prepared):
+        jax.debug.callback(lambda: self.asked.append(audio.shape))
+        return super().hear(audio + 1.0, prepared)
+
+
+def test_silence_is_heard_once():
+    """Recordings with minutes of zeros in them: the same answers, without hearing them again."""
+    rng = np.random.default_rng(0)
+    long = np.zeros(8 * 40, np.float32)
+    long[40:60], long[200:220] = rng.normal(size=(2, 20))
+    recordings = [Audio(x, 100) for x in (long, long[::-1].copy(), long[:32], long[40:60])]
+    runner = SegmentRunner(Counted(), batch_size=2)
+    first = [h.activations for h in hear(runner, recordings, 100)]
+    jax.effects_barrier()
+    asked = len(Counted.asked)
+    again = [h.activations for h in hear(runner, recordings, 100)]
+    jax.effects_barrier()
+    plain = SegmentRunner(Loudest(), batch_size=1)
+    segments_in_all = sum(len(x["frame"]) for x in first)
+    assert len(Counted.asked) - asked <= asked < segments_in_all / 4
+    for one, two, recording in zip(first, again, recordings, strict=True):
+        louder = Audio(recording.samples + 1.0, 100)
+        expected = next(iter(hear(plain, [louder], 100))).activations
+        for name in ("frame", "power"):
+            np.testing.assert_array_equal(one[name], two[name])
+            np.testing.assert_array_equal(one[name][1:-2], expected[name][1:-2])
