@@ -17,7 +17,8 @@ Clips keep their 44.1 kHz, so that no model hears less than it can use; the soun
 16 kHz. Sets whose material is absent are left out, with a line that says so, and so are models that
 would have to be fetched, unless they are named. Peers get the same sound when they are installed:
 `pip install --no-deps basic-pitch resampy onnxruntime flatbuffers`, and for transkun what
-`transkun_v2.py` says.
+`transkun_v2.py` says; `--notes FOLDER` takes the notes of that package which `transkun_v2.py` kept
+there, since it may take many times as long as the clip.
 """
 
 import argparse
@@ -62,6 +63,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=SETS, choices=SETS)
     parser.add_argument("--shared", type=Path, default=SHARED)
     parser.add_argument("--font", type=Path, default=FONT, help="a sound font never trained on")
+    parser.add_argument("--notes", type=Path, help="folder with notes of the package transkun")
     parser.add_argument("--minutes", type=float, default=15.0, help="of the held-out font")
     parser.add_argument("--dry-run", action="store_true", help="print, but record nothing")
     arguments = parser.parse_args()
@@ -70,7 +72,9 @@ def main() -> None:
     for model in models:
         subjects["musicjax", model] = _by_musicjax(model)
     for peer in arguments.peers:
-        if importlib.util.find_spec(peer) is None:
+        if peer == "transkun" and arguments.notes is not None:
+            subjects[peer, peer] = _by_package(_kept(arguments.notes))
+        elif importlib.util.find_spec(peer) is None:
             print(f"{peer} is not installed: left out")
         else:
             subjects[peer, peer] = _by_package(PEERS[peer]())
@@ -131,6 +135,16 @@ def _transkun() -> Callable[[Example], Notes]:
         return as_notes(package(Audio(samples, CLIP_RATE)))
 
     return transcribe
+
+
+def _kept(folder: Path) -> Callable[[Example], Notes]:
+    from transkun_v2 import as_notes
+
+    def read(piece: Example) -> Notes:
+        with np.load(folder / f"{piece.id}.npz") as file:
+            return as_notes(file["notes"])
+
+    return read
 
 
 PEERS: dict[str, Callable[[], Callable[[Example], Notes]]] = {
