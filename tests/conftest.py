@@ -68,6 +68,29 @@ if os.environ.get("MUSICJAX_TEST_TYPES", "1") != "0":
     install_import_hook("musicjax", "musicjax_test_checker.check")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """A process a core, four at most, for the whole suite; no other process for a part of it.
+
+    Most of the time goes into compiling, one program after the other. Each process takes seconds to
+    start and gigabytes for what it compiled.
+    """
+    part = config.args_source is not pytest.Config.ArgsSource.TESTPATHS
+    if part or os.environ["JAX_PLATFORMS"] != "cpu":  # processes cannot share an accelerator
+        return 0
+    available = getattr(os, "sched_getaffinity", None)  # the cores that this process may use
+    cores = len(available(0)) if available else os.cpu_count() or 1
+    return min(cores, 4) if cores > 1 else 0
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file's tests go to one process, as they share fixtures; a file may say otherwise."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.relative_to(ROOT).as_posix()))
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Point jax at a compile cache that outlives the session."""
     cache = getattr(config, "cache", None)
