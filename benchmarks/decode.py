@@ -13,6 +13,8 @@ Subjects, all with the same network, float32, and the encoder's output given:
 
 slots         `SlotDecoder`, `--slots` rows that take the next segment as soon as they are free
 fixed         `generate` in batches of as many rows, each batch until its longest row has ended
+whole         the same with a cache that has room for all that MT3 may write from the beginning, as
+              T5X and MT3 decode
 transformers  T5ForConditionalGeneration.generate in batches of as many rows, with its own cache and
               relative positions, where ours has MT3's sinusoids
 
@@ -32,7 +34,7 @@ from flax import nnx
 from harness import Case, Subject, compare
 
 from musicjax.data.corpora import find_scores
-from musicjax.decode import GenerateConfig, Segment, SlotDecoder, generate
+from musicjax.decode import GenerateConfig, Segment, SlotDecoder, advance, generate, start
 from musicjax.nn import Transformer, TransformerConfig, form
 from musicjax.notes import Codec, codec_config
 
@@ -186,6 +188,39 @@ def by_fixed_batches(
     return run
 
 
+def by_whole_caches(
+    config: TransformerConfig,
+    lengths: np.ndarray,
+    encoded: np.ndarray,
+    arguments: argparse.Namespace,
+) -> Callable[[], int]:
+    """The cached loop, a batch at a time, whose cache never grows."""
+    weights, prefill, step = network(config)
+    rules = GenerateConfig(max_length=MAX_LENGTH, end_tokens=())
+
+    @jax.jit
+    def decode(weights: Any, encoded: jax.Array, limits: jax.Array) -> jax.Array:
+        state = start(prefill(weights, encoded, MAX_LENGTH), rules, limits=limits)
+        state = jax.lax.while_loop(
+            lambda s: jnp.any(s.running),
+            lambda s: advance(lambda t, c: step(weights, t, c), s, rules),
+            state,
+        )
+        return state.lengths
+
+    def run() -> int:
+        total, rows = 0, arguments.slots
+        for begin in range(0, len(lengths), rows):
+            numbers = np.arange(begin, begin + rows)
+            limits = np.where(numbers < len(lengths), lengths[numbers % len(lengths)], 0)
+            got = decode(weights, encoded[numbers % len(encoded)], jnp.asarray(limits))
+            assert (np.asarray(got) == limits).all()
+            total += int(np.asarray(got).sum())
+        return total
+
+    return run
+
+
 def by_transformers(
     config: TransformerConfig,
     lengths: np.ndarray,
@@ -253,6 +288,7 @@ def by_transformers(
 SUBJECTS: dict[str, Callable[..., Callable[[], int] | None]] = {
     "slots": by_slots,
     "fixed": by_fixed_batches,
+    "whole": by_whole_caches,
     "transformers": by_transformers,
 }
 

@@ -134,7 +134,8 @@ class AgreeingRunner(SequenceRunner):
     stretches of a recording side by side, and within a stretch in order. Recordings are worked
     through in chapters of some minutes, so that memory is bounded; votes are carried on.
 
-    The model also has `config.codec`, its language. `revised` counts segments written again.
+    The model also has `config.codec`, its language. `revised` counts segments that were written
+    again by the run that is going on, or that was the last, and `revised_in_all` by all of them.
     """
 
     def __init__(
@@ -149,7 +150,7 @@ class AgreeingRunner(SequenceRunner):
         self.codec, self.agreement = Codec(model.config.codec), agreement
         rows = self.codec.vocabulary.rows
         super().__init__(model, slots=slots, grammar=grammar, biased=rows, device=device)
-        self.revised = 0
+        self.revised = self.revised_in_all = 0
 
     def run(
         self, jobs: Iterable[tuple[Any, Window]]
@@ -188,6 +189,7 @@ class AgreeingRunner(SequenceRunner):
             for (strand, _), decoded in zip(again, written, strict=True):
                 rows[strand.places[number]] = self._row(decoded)
             self.revised += len(again)
+            self.revised_in_all += len(again)
             for strand in strands:
                 strand.go_on(number, rows)
 

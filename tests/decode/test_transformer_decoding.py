@@ -18,6 +18,7 @@ from musicjax.decode import (
     generate,
 )
 from musicjax.nn import Transformer, form, shift_right
+from musicjax.types import Policy
 
 SIZES = {
     "vocab_size": 20,
@@ -90,3 +91,20 @@ def test_one_beam_is_greedy(parts, frames, greedy):
         return beam_search(partial(step, weights), cache, CONFIG, BeamConfig(num_beams=1))
 
     np.testing.assert_array_equal(search(weights, frames).tokens[:, 0], greedy.tokens)
+
+
+def test_half_precision_decodes_from_a_cache(frames):
+    """Queries, and what is written to the cache, are of its type whatever dense layers give."""
+    config = form("mt3", input_dim=6, policy=Policy(dtype="bfloat16"), **SIZES)
+    graph, weights = nnx.split(Transformer(config, rngs=nnx.Rngs(3)))
+
+    @jax.jit
+    def run(weights, frames):
+        model = nnx.merge(graph, weights)
+        cache = model.init_cache(model.encode(frames), max_length=LENGTH)
+        first, cache = model.step(jnp.zeros(len(frames), int), cache)
+        return first, model.decode(jnp.zeros((len(frames), 1), int), model.encode(frames)), cache
+
+    first, forced, cache = run(weights, frames)
+    np.testing.assert_allclose(first, forced[:, 0], atol=0.05)
+    assert {x.dtype for x in jax.tree.leaves(cache.layers)} == {jnp.dtype("bfloat16")}
