@@ -61,11 +61,13 @@ class EventReader:
         velocity: Int[np.ndarray, "K"],
         shift: Float[np.ndarray, "K 2"],
         inside: Float[np.ndarray, "K 2"],
+        sureness: Float[np.ndarray, "K"],
     ) -> dict[str, np.ndarray]:
         """The events of that segment, one array a property, in order of onset.
 
         number: MIDI pitch, or minus the controller number of a pedal. onset_s, offset_s: in the
-        recording. has_onset, has_offset: whether it begins and ends inside the segment.
+        recording. has_onset, has_offset: whether it begins and ends inside the segment. sureness:
+        probability of its velocity.
         """
         symbol, start, end = intervals
         has_onset = (start > 0) | (inside[:, 0] > 0)
@@ -93,6 +95,7 @@ class EventReader:
             "velocity": velocity.astype(np.int16),
             "has_onset": has_onset,
             "has_offset": has_offset,
+            "sureness": sureness,
         }
         return {name: column[order] for name, column in found.items()}
 

@@ -82,8 +82,13 @@ class Transcription:
     def confidence(self) -> float | None:
         """How sure the network was of its onsets, 0 to 1, as a mean over the notes.
 
-        None where there are no notes, or where the model tells no probability of onsets.
+        Of a model that decides on events, how sure it was of what it tells of each: its activations
+        hold `number`, no less than 0 for notes, and `sureness`. What is usual differs from model to
+        model. None where there are no notes, or where the model tells no probability.
         """
+        if "sureness" in self.activations:
+            sure = self.activations["sureness"][self.activations["number"] >= 0]
+            return float(sure.mean(dtype=np.float64)) if len(sure) else None
         onset = self.activations.get("onset")
         if onset is None or onset.ndim != 2 or onset.shape[1] != NUM_PITCHES or not len(self.notes):
             return None

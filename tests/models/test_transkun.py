@@ -123,6 +123,9 @@ def test_notes_of_a_recording_of_several_segments(model, theirs):
     down = result.notes.pedal[result.notes.pedal.value > 0]
     np.testing.assert_allclose(np.sort(down.time_s), np.sort(pedals[:, 0]), atol=1e-4)
     assert len(keys) > 100 and len(pedals) > 2
+    sureness, number = (result.activations[name] for name in ("sureness", "number"))
+    assert result.confidence == pytest.approx(float(sureness[number >= 0].mean()), rel=1e-5)
+    assert 1 / 128 < sureness.min() < sureness.max() < 1
 
 
 def test_log_likelihood_of_notes(model, theirs):
@@ -228,7 +231,10 @@ def test_a_reader_goes_on_where_the_segment_before_ended():
     found = reader.intervals(next_end, single)
     rows = [tuple(map(int, row)) for row in zip(*found, strict=True)]
     assert rows == [(41, 70, 100), (41, 100, 110)]
-    heard = reader.events(found, np.array([50, 60]), np.zeros((2, 2)), np.ones((2, 2)))
+    heard = reader.events(
+        found, np.array([50, 60]), np.zeros((2, 2)), np.ones((2, 2)), np.array([0.2, 0.1])
+    )
+    np.testing.assert_allclose(heard["sureness"], [0.2, 0.1])
     np.testing.assert_allclose(heard["onset_s"], np.array([70, 100]) * FRAME_S - 2.0)
     next_end[:] = -1
     next_end[41, [40, 47]] = 46, 90  # 110 - 63 = 47
