@@ -7,10 +7,18 @@
 | small | `musicjax train mt3 small` | one GPU | a day | none yet |
 | base | `musicjax train mt3 base` | eight GPUs | days | none yet |
 
-tiny needs no file: the built-in composer plays the built-in piano. The others read the records that
+tiny needs no file: the built-in composer plays the built-in band. The others read the records that
 `musicjax data render --ensemble` writes into `data/ensemble`; `--data.train` names other folders,
 such as real recordings brought in by `musicjax data import`. Corpora of different sizes are mixed
-with MT3's temperature. `small` and
+with MT3's temperature. mini learns to hear first, from the piano model's convolutions, and then to
+write; without the first of these commands the decoder learns for long beside an encoder that is
+deaf:
+
+    musicjax train mt3 mini --model.token-weight 0 --steps 4000 --output runs/mt3-ears
+        --init onsets_frames.small --init-names onset.stack=stem
+    musicjax train mt3 mini --init runs/mt3-ears
+
+`small` and
 `mini` speak a language of their own, so they cannot begin at the published weights; `base` and any
 other `MT3Config` of the published language can, with `--init`.
 """
@@ -60,8 +68,8 @@ def _tiny() -> RunConfig:
         variant="tiny",
         model=model,
         data=DataConfig(
-            train=("composer:",),
-            valid=("composer:",),
+            train=("composer:band",),
+            valid=("composer:band",),
             clip_s=_segment_s(model),
             batch_size=8,
             augment=None,
@@ -76,7 +84,7 @@ def _tiny() -> RunConfig:
 
 
 def _mini() -> RunConfig:
-    model = model_config("mini")
+    model = replace(model_config("mini"), policy=Policy(dtype="bfloat16"))
     return RunConfig(
         system=_SYSTEM,
         variant="mini",

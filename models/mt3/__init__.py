@@ -43,7 +43,7 @@ _CARDS = {
         licence="Apache-2.0 (architecture)",
         training_data="none: an architecture to train",
         sample_rate=16_000,
-        parameters=8_313_568,
+        parameters=8_774_106,
     ),
     "base": Card(
         summary="The larger network of MT3's code (its ismir2022), to be trained.",

@@ -162,7 +162,7 @@ def _mini() -> MT3Config:
     return replace(
         _small(),
         frontend=frontend,
-        codec=_language(64, 1024, frontend.frames_per_s),
+        codec=replace(_language(64, 1024, frontend.frames_per_s), granularity="midi_class"),
         stem=(16, 16, 32),
         d_model=256,
         num_heads=4,

@@ -1,15 +1,18 @@
 """What the encoder itself hears, told to the decoder at each token it writes.
 
-A head on the encoder says, frame by frame, which notes begin, sound and end, on which instruments
-(`Heard`). Labels for it need no alignment, so it learns many times faster than attention learns
-where to look; and joining the two while decoding is known from speech (S. Watanabe et al., "Hybrid
-CTC/Attention Architecture for End-to-End Speech Recognition", IEEE JSTSP 2017). Here the tokens
-before say which time, instrument and kind of event is meant, and the head's log-probabilities of
-exactly those are added to the logits of the next token with a handful of learned weights:
+A head on the encoder says, frame by frame, which notes begin and sound, on which families of
+instruments, and which drums are hit. Labels for it need no alignment, so it learns many times
+faster than attention learns where to look; and joining the two while decoding is known from speech
+(S. Watanabe et al., "Hybrid CTC/Attention Architecture for End-to-End Speech Recognition", IEEE
+JSTSP 2017). Here the language fixes an order of all that may happen at one moment: notes that end,
+by program and pitch, notes that begin, likewise, drums by key. So the tokens before say how far in
+this order the writer has come (`Told`), and with independent events
 
-- a time: how likely an event is at its frame and at none between; the end: that none is left;
-- a pitch that begins, ends or goes on: onset by instrument family, end of sounding, sounding;
-- a program: that a note of it begins, or sounds; a drum: that it is hit.
+    P(next is e) = P(e) * product over the events between of (1 - P)
+
+says how likely each next event is, from which follows the next token: a program or velocity if the
+event needs another than was last said, else its pitch or key; a time or the end if nothing is left.
+The logarithms are added to the decoder's logits with a few learned weights (`Evidence`).
 """
 
 from dataclasses import dataclass
@@ -18,213 +21,351 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from musicjax.nn.axes import axes
-from musicjax.notes.vocabulary import EOS, SPECIAL_TOKENS, CodecConfig, TokenClass, vocabulary_of
+from musicjax.notes.vocabulary import CodecConfig, TokenClass, vocabulary_of
 
 FAMILIES = 16  # of General MIDI, eight programs each
-ROLLS = ("onset", "frame", "drum", "entry", "playing")  # of 128 pitches, keys or programs each
-NUM_ROLLS = len(ROLLS) + FAMILIES  # and onsets by family
+ROLLS = ("onset", "frame", "drum")  # of 128 pitches or keys each
+NUM_ROLLS = len(ROLLS) + 2 * FAMILIES  # and onsets by family, then what sounds by family
 CELLS = 128
-_TIE, _OFF, _ON = 0, 1, 2  # what a pitch would mean
-_PAST = -10.0  # of times that have gone by
-_SURE = 1e-4  # no event is more certain than this much short of 1
+_START, _ENDING, _BEGINNING, _DRUMMING = range(4)  # how far the order of a moment has gone
+_UNSAID = 0  # no velocity has been said; otherwise _ENDING or _BEGINNING
+_NO_PROGRAM = -1
+_PROGRAM_SAID, _VELOCITY_SAID = 1, 2  # of an event that is still to be named
+_NEVER = -8.0  # log-probability of what the order does not allow; no verdict is final
+_SURE = 1e-3  # no event is more certain than this much short of 1
+_BESIDE = -2.0  # of events one position away, since times are rounded
+_FADING = float(np.log(0.05))  # the least chance of what sounds unheard to end
+_SHARPER = 2.0  # a pitch belongs to its likeliest families
 
-# Weights at the start; all are learned.
-_START = {
-    "on_family": 0.7,
-    "on_any": 0.3,
-    "off_sounds": 0.5,
-    "off_stops": 0.5,
-    "tie_sounds": 0.7,
-    "tie_begins": -0.2,
-    "drum": 1.0,
-    "entry": 0.7,
-    "playing": 0.3,
-    "event": 1.0,
-    "silence": 1.0,
-    "again": -2.0,  # another event at a position that has told one
+_WEIGHTS = {
+    "event": 1.0,  # of times: that something happens then
+    "silence": 1.0,  # and nothing before
+    "again": -2.0,  # another time at a position that has told one
     "end": 1.0,
-    "beside": -2.0,
-    "event_onset": 0.0,
-    "event_drum": 0.0,
-    "event_off": -0.5,
+    "nothing_left": 1.0,  # of times and the end: that this moment is told
+    "program": 1.0,
+    "velocity": 1.0,
+    "pitch": 1.0,
+    "drum": 1.0,
+    "tie": 1.0,
 }
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Heard:
-    """Log-probabilities of a segment, laid out for looking up. float32.
+    """Log-probabilities of a segment, laid out for looking up; float32.
 
-    on_any, off, tie, drum, entry, playing (B, S, 128): of a pitch beginning, ending, going on; a
-    drum key hit; a program beginning a note or sounding. on (B, S, 16, 128): of a pitch beginning
-    in a family. event (B, S): of anything happening; silence (B, S + 1): of nothing happening
-    before a position, summed.
+    begins (B, S + 1, C, P): a note begins, by position, family and pitch; the last row is of those
+    that go on from the segment before. no_begin: none up to a pitch and with it, summed. drum,
+    no_drum (B, S, P): likewise for drum keys. ends (B, S, P): a note that sounds ends. untold
+    (B, S): of no beginning and no drum at a position.
     """
 
-    on: Float[Array, "B S C P"]
-    on_any: Float[Array, "B S P"]
-    off: Float[Array, "B S P"]
-    tie: Float[Array, "B S P"]
+    begins: Float[Array, "B S1 C P"]
+    no_begin: Float[Array, "B S1 C P"]
     drum: Float[Array, "B S P"]
-    entry: Float[Array, "B S P"]
-    playing: Float[Array, "B S P"]
-    event: Float[Array, "B S"]
-    silence: Float[Array, "B S1"]
+    no_drum: Float[Array, "B S P"]
+    ends: Float[Array, "B S P"]
+    untold: Float[Array, "B S"]
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Told:
-    """What the tokens so far say of the next one, a value a token: the step of the last shift (-1:
-    none), what a pitch would mean (tie 0, end 1, beginning 2) and the last program. int32."""
+    """What the tokens so far say of the next one; int32, one a row.
+
+    step: of the last shift, -1 if none. tied: 1 once the tie section has ended. velocity: 0 unsaid,
+    1 for ends, 2 for beginnings. program: the last one, -1 if none. pending: whether a program (1)
+    or velocity (2) has been said of an event to come. kind, family, pitch: the last event of this
+    moment (kind 0 if none), what lies before which in order is told. sounding: notes that have
+    begun and not ended, by family and pitch.
+    """
 
     step: Int[Array, "*B"]
-    meaning: Int[Array, "*B"]
+    tied: Int[Array, "*B"]
+    velocity: Int[Array, "*B"]
     program: Int[Array, "*B"]
+    pending: Int[Array, "*B"]
+    kind: Int[Array, "*B"]
+    family: Int[Array, "*B"]
+    pitch: Int[Array, "*B"]
+    sounding: Bool[Array, "*B C P"]
 
     @classmethod
     def nothing(cls, batch: int) -> "Told":
         """Before the first token."""
         zeros = jnp.zeros((batch,), jnp.int32)
-        return cls(zeros - 1, zeros, zeros)
+        silence = jnp.zeros((batch, FAMILIES, CELLS), bool)
+        none = zeros + _NO_PROGRAM
+        return cls(zeros - 1, zeros, zeros, none, zeros, zeros, zeros, zeros, silence)
 
 
-def _tables(codec: CodecConfig) -> tuple[np.ndarray, np.ndarray]:
-    vocabulary = vocabulary_of(codec)
-    return vocabulary.classes, vocabulary.values
+def _positions(codec: CodecConfig, frames_per_position: int) -> np.ndarray:
+    """The encoder's position that holds each step."""
+    steps = np.arange(codec.max_shift_steps + 1)
+    rate = codec.frames_per_second / codec.steps_per_second / frames_per_position
+    positions = -(-codec.segment_frames // frames_per_position)
+    return np.minimum(np.floor(steps * rate + 1e-6).astype(int), positions - 1)
 
 
-def told_after(told: Told, tokens: Int[Array, "B"], codec: CodecConfig) -> Told:
-    """What is known when one token more has been read, a row."""
-    classes, values = (jnp.asarray(table)[tokens] for table in _tables(codec))
-    meaning = told.meaning
-    for kind, means in ((TokenClass.TIE, _OFF), (TokenClass.OFF, _OFF), (TokenClass.ON, _ON)):
-        meaning = jnp.where(classes == kind, means, meaning)
-    return Told(
-        jnp.where(classes == TokenClass.SHIFT, values, told.step),
-        meaning,
-        jnp.where(classes == TokenClass.PROGRAM, values, told.program),
-    )
-
-
-def told_all(tokens: Int[Array, "B T"], codec: CodecConfig) -> Told:
-    """The same at every token of a row, itself included: values (B, T)."""
-    classes, values = (jnp.asarray(table)[tokens] for table in _tables(codec))
-    places = jnp.arange(tokens.shape[1])
-
-    def last(of: Int[Array, "B T"], where: Array, before: int = 0) -> Int[Array, "B T"]:
-        """`of` at the last token where `where` is true, `before` until there was one."""
-        at = jax.lax.cummax(jnp.where(where, places, -1), axis=1)
-        return jnp.where(at >= 0, jnp.take_along_axis(of, jnp.maximum(at, 0), axis=1), before)
-
-    means = jnp.where(classes == TokenClass.ON, _ON, _OFF)
-    told = (classes == TokenClass.TIE) | (classes == TokenClass.OFF) | (classes == TokenClass.ON)
-    return Told(
-        last(values, classes == TokenClass.SHIFT, -1),
-        last(means, told),
-        last(values, classes == TokenClass.PROGRAM),
-    )
+def _not(log_probability: Float[Array, "*B"]) -> Float[Array, "*B"]:
+    """log(1 - p) from log p, neither certain nor impossible."""
+    return jnp.log(-jnp.expm1(jnp.minimum(log_probability, -_SURE)))
 
 
 class Evidence(nnx.Module):
-    """The learned weights and how they are used; adds to logits, knows nothing of the network."""
+    """The learned weights, and how tokens are judged by what was heard."""
 
     def __init__(self, codec: CodecConfig, frames_per_position: int):
-        self.weights = nnx.Param(jnp.array(list(_START.values())), **axes(None))
-        steps = np.arange(codec.max_shift_steps + 1)
-        rate = codec.frames_per_second / codec.steps_per_second / frames_per_position
-        positions = -(-codec.segment_frames // frames_per_position)
-        at = np.minimum(np.floor(steps * rate + 1e-6).astype(int), positions - 1)
-        self.position_of_step = tuple(at.tolist())
+        self.weights = nnx.Param(jnp.array(list(_WEIGHTS.values())), **axes(None))
+        self.position_of_step = tuple(_positions(codec, frames_per_position).tolist())
         self.codec = codec
 
     def _weight(self, name: str) -> Array:
-        return self.weights[...][list(_START).index(name)]
+        return self.weights[...][list(_WEIGHTS).index(name)]
+
+    def after(self, told: Told, tokens: Int[Array, "B"]) -> Told:
+        """What is known when one token more has been read, a row."""
+        vocabulary = vocabulary_of(self.codec)
+        kind = jnp.asarray(vocabulary.classes)[tokens]
+        value = jnp.asarray(vocabulary.values)[tokens]
+        at = jnp.asarray(self.position_of_step)
+        shift, tie = kind == TokenClass.SHIFT, kind == TokenClass.TIE
+        here = at[jnp.clip(told.step, 0, len(at) - 1)] == at[jnp.clip(value, 0, len(at) - 1)]
+        begins = tie | (shift & ~(here & (told.step >= 0)))
+        program, drum = kind == TokenClass.PROGRAM, kind == TokenClass.DRUM
+        pitch, off, on = (kind == TokenClass[n] for n in ("PITCH", "OFF", "ON"))
+        reads = jnp.where(told.tied == 0, _ENDING, jnp.maximum(told.velocity, _ENDING))
+        order = jnp.where(pitch, reads, jnp.where(drum, _DRUMMING, told.kind))
+        pending = jnp.where(program, _PROGRAM_SAID, jnp.where(off | on, _VELOCITY_SAID, 0))
+        velocity = jnp.where(off, _ENDING, jnp.where(on, _BEGINNING, told.velocity))
+        family = jnp.where(pitch, jnp.maximum(told.program, 0) // 8, told.family)
+        named = (jnp.arange(FAMILIES) == family[:, None])[..., None]
+        named = named & (jnp.arange(CELLS) == value[:, None])[:, None] & pitch[:, None, None]
+        begins_or_goes_on = (told.tied == 0) | (told.velocity == _BEGINNING)
+        return Told(
+            step=jnp.where(shift, value, told.step),
+            tied=jnp.where(tie | shift | off | on, 1, told.tied),
+            velocity=velocity,
+            program=jnp.where(program, value, told.program),
+            pending=pending,
+            kind=jnp.where(begins, _START, order),
+            family=family,
+            pitch=jnp.where(pitch | drum, value, told.pitch),
+            sounding=jnp.where(named, begins_or_goes_on[:, None, None], told.sounding),
+        )
+
+    def after_all(self, tokens: Int[Array, "B T"]) -> Told:
+        """The same at every token of a row, itself included: values (B, T)."""
+
+        def read(told: Told, token: Array) -> tuple[Told, Told]:
+            told = self.after(told, token)
+            return told, told
+
+        _, each = jax.lax.scan(read, Told.nothing(len(tokens)), tokens.T)
+        return jax.tree.map(lambda x: x.swapaxes(0, 1), each)
 
     def heard(self, logits: Float[Array, "B S R P"]) -> Heard:
-        """From the head's logits, one row of 128 for each of `ROLLS` and each family."""
-        yes, no = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
-        sounds = yes[:, :, 1]
-        stopped = no[:, :, 1]
-        stopping = jnp.concatenate([stopped[:, 1:], stopped[:, -1:]], axis=1)  # one position on
-        off = self._weight("off_sounds") * sounds + self._weight("off_stops") * stopping
-        tie = self._weight("tie_sounds") * sounds + self._weight("tie_begins") * yes[:, :, 0]
-        happens = jnp.stack(
-            [
-                self._weight("event_onset") + yes[:, :, 0].max(-1),
-                self._weight("event_drum") + yes[:, :, 2].max(-1),
-                self._weight("event_off") + (sounds + stopping).max(-1),
-            ]
-        )
-        event = jnp.minimum(jax.nn.logsumexp(happens, axis=0), -_SURE)
-        nothing = jnp.log(-jnp.expm1(event))
-        silence = jnp.pad(jnp.cumsum(nothing, axis=1), ((0, 0), (1, 0)))
-        return Heard(
-            on=self._around(yes[:, :, len(ROLLS) :]),
-            on_any=self._around(yes[:, :, 0]),
-            off=self._around(off),
-            tie=tie,
-            drum=self._around(yes[:, :, 2]),
-            entry=self._around(yes[:, :, 3]),
-            playing=self._around(yes[:, :, 4]),
-            event=event,
-            silence=silence,
-        )
+        """From the head's logits, one row of 128 for each of `ROLLS`, and by family.
 
-    def _around(self, x: Float[Array, "B S *rest"], axis: int = 1) -> Float[Array, "B S *rest"]:
-        """Here, or less surely one position away: times are rounded."""
-        x = jnp.moveaxis(x, axis, 0)
-        edge, beside = jnp.full_like(x[:1], -30.0), self._weight("beside")
-        before, after = jnp.concatenate([edge, x[:-1]]), jnp.concatenate([x[1:], edge])
-        near = jax.nn.logsumexp(jnp.stack([x, before + beside, after + beside]), axis=0)
-        return jnp.moveaxis(near, 0, axis)
+        No gradient flows back: what is heard is learned from frames, how it is used from tokens.
+        """
+        logits = jax.lax.stop_gradient(logits)
+        yes = jax.nn.log_sigmoid(logits[:, :, :3])
+        families = logits[:, :, 3:].reshape(*logits.shape[:2], 2, FAMILIES, CELLS)
+        shares = jax.nn.log_softmax(_SHARPER * families, axis=3)
+        begins = yes[:, :, 0, None] + shares[:, :, 0]  # (B, S, C, P)
+        drum = yes[:, :, 2]
+        untold = _not(begins).sum((2, 3)) + _not(drum).sum(2)
+        sounds = yes[:, :1, 1, None] + shares[:, :1, 1]
+        goes_on = sounds + _not(yes[:, :1, 0])[:, :, None]
+        begins = jnp.concatenate([_around(begins), goes_on], axis=1)
+        drum = _around(drum)
+        # Heard here and silent one position on, or struck again. What is not heard at all, though
+        # it was told to begin, may have been missed as well as over: it ends some time.
+        stops = jax.nn.log_sigmoid(-_SHARPER * logits[:, :, 1])
+        stops = jnp.concatenate([stops[:, 1:], stops[:, -1:]], axis=1)
+        stops = stops + jnp.maximum(yes[:, :, 1], _FADING)
+        return Heard(
+            begins=begins,
+            no_begin=jnp.cumsum(_not(begins), axis=-1),
+            drum=drum,
+            no_drum=jnp.cumsum(_not(drum), axis=-1),
+            ends=jnp.maximum(stops, yes[:, :, 0]),
+            untold=untold,
+        )
 
     def __call__(self, heard: Heard, told: Told) -> Float[Array, "B T V"]:
         """What to add to the logits of the tokens that follow, `told` (B, T)."""
-        steps = len(self.position_of_step)
-        at = jnp.asarray(self.position_of_step)[jnp.clip(told.step, 0, steps - 1)]
-        shift, end = self._times(heard)
-        tables = (heard.on_any, heard.off, heard.tie, heard.drum, heard.entry, heard.playing)
-        # Looked up by a product: its gradient is a product again, and not a slow scatter.
-        place = jax.nn.one_hot(at, heard.event.shape[1])
-        looked = jnp.einsum(
-            "bts,bsx->btx",
-            place,
-            jnp.concatenate([end[..., None], shift, *tables], axis=-1),
-            precision=jax.lax.Precision.HIGHEST,
-        )
-        widths = np.cumsum([1, steps, *[CELLS] * len(tables)])[:-1].tolist()
-        end, shift, on_any, off, tie, drum, entry, playing = jnp.split(looked, widths, axis=-1)
-        rows = jnp.arange(len(at))[:, None]
-        meaning = told.meaning[..., None]
-        on = self._weight("on_family") * heard.on[rows, at, told.program // 8]
-        on = on + self._weight("on_any") * on_any
-        pitch = jnp.where(meaning == _ON, on, jnp.where(meaning == _OFF, off, tie))
-        program = self._weight("entry") * jnp.where(meaning == _TIE, 0.0, entry)
-        program = program + self._weight("playing") * playing
-        shift = jnp.where(jnp.arange(steps) <= told.step[..., None], _PAST, shift)
-        return self._laid_out(end, shift, pitch, program, self._weight("drum") * drum)
-
-    def _times(self, heard: Heard) -> tuple[Float[Array, "B S K"], Float[Array, "B S"]]:
-        """From each position: how likely the next event is at each step, and that there is none."""
-        quiet = heard.silence[:, None] - heard.silence[:, 1:, None]  # (B, S, S + 1)
-        before = self._weight("silence") * jnp.minimum(quiet[..., :-1], 0.0)
-        coming = self._weight("event") * heard.event[:, None] + before
-        ahead = np.arange(before.shape[2]) - np.arange(before.shape[1])[:, None]
-        coming = jnp.where(ahead < 0, 3 * _PAST, coming + self._weight("again") * (ahead == 0))
-        shift = self._around(coming, axis=2)[..., jnp.asarray(self.position_of_step)]
-        return shift, self._weight("end") * quiet[..., -1]
-
-    def _laid_out(
-        self, end: Array, shift: Array, pitch: Array, program: Array, drum: Array
-    ) -> Array:
-        """The parts where their tokens stand in the vocabulary, zeros elsewhere."""
-        vocabulary = vocabulary_of(self.codec)
-        special = jnp.pad(end, ((0, 0), (0, 0), (EOS, SPECIAL_TOKENS - EOS - 1)))
-        between = jnp.zeros((*end.shape[:2], vocabulary.program(0) - vocabulary.velocity(0)))
-        parts = [special, shift, pitch, between, program, drum]
+        at = jnp.asarray(self.position_of_step)[jnp.clip(told.step, 0, None)]
+        moment = _Moment(heard, told, at)
+        tied = (told.tied == 1)[..., None]
+        free = (told.pending == 0)[..., None]
+        program = jnp.repeat(moment.family(), CELLS // FAMILIES, axis=-1)
+        same = jnp.arange(CELLS) == told.program[..., None]
+        program = jnp.where(free & ~same & self._programs(), program, _NEVER)
+        named = (told.pending < _VELOCITY_SAID)[..., None]
+        velocity = jnp.where(tied & named, moment.velocity(), _NEVER)
+        drums = tied & (told.velocity == _BEGINNING)[..., None]
+        drums = drums & (told.pending != _PROGRAM_SAID)[..., None]
+        drum = jnp.where(drums, moment.drum(), _NEVER)
+        sayable = ~tied | (told.velocity != _UNSAID)[..., None]
+        pitch = jnp.where(sayable & (told.program >= 0)[..., None], moment.pitch(), _NEVER)
+        tie = jnp.where(free & ~tied, moment.nothing(), _NEVER)
+        shift, end = self._times(heard, told, at)
+        left = self._weight("nothing_left") * moment.nothing()
+        shift = jnp.where(free & tied, shift + left, _NEVER)
+        end = jnp.where(free & tied, end + left, _NEVER)
+        never = jnp.full_like(end, _NEVER)
+        parts = [
+            jnp.concatenate([never, end, never], axis=-1),  # padding, end, unknown
+            shift,
+            self._weight("pitch") * pitch,
+            self._weight("velocity") * self._bins(velocity),
+            self._weight("tie") * tie,
+            self._weight("program") * program,
+            self._weight("drum") * drum,
+        ]
         whole = jnp.concatenate(parts, axis=-1)
-        return jnp.pad(whole, ((0, 0), (0, 0), (0, vocabulary.rows - whole.shape[-1])))
+        rows = vocabulary_of(self.codec).rows
+        unused = (0, rows - whole.shape[-1])
+        return jnp.pad(whole, ((0, 0), (0, 0), unused), constant_values=_NEVER)
+
+    def _programs(self) -> np.ndarray:
+        """Programs that the language has."""
+        step = {"full": 1, "midi_class": CELLS // FAMILIES, "flat": CELLS}[self.codec.granularity]
+        return np.arange(CELLS) % step == 0
+
+    def _bins(self, velocity: Float[Array, "B T 2"]) -> Float[Array, "B T bins"]:
+        """That notes end, and that they begin in any of the velocities that there are."""
+        begins = jnp.repeat(velocity[..., 1:], self.codec.velocity_bins, axis=-1)
+        return jnp.concatenate([velocity[..., :1], begins], axis=-1)
+
+    def _times(
+        self, heard: Heard, told: Told, at: Int[Array, "B T"]
+    ) -> tuple[Float[Array, "B T K"], Float[Array, "B T 1"]]:
+        """How likely the next event is at each step, and that there is none."""
+        sounding = told.sounding.sum(-2).astype(jnp.float32)  # (B, T, P)
+        no_end = jnp.einsum("btp,bsp->bts", sounding, _not(heard.ends), precision="highest")
+        nothing = jnp.minimum(heard.untold[:, None] + no_end, -_SURE)  # (B, T, S)
+        until = jnp.cumsum(nothing, axis=-1)
+        position = jnp.arange(nothing.shape[-1])
+        # Before anything was told, the first position counts whole.
+        told_some = (told.step >= 0) | (told.kind != _START)
+        here = told_some[..., None] & (position == at[..., None])
+        passed = told_some[..., None] & (position < at[..., None])
+        done = jnp.take_along_axis(until, at[..., None], axis=-1)
+        done = jnp.where(told_some[..., None], done, 0.0)
+        before = jnp.minimum(until - nothing - done, 0.0)
+        coming = self._weight("event") * _not(nothing) + self._weight("silence") * before
+        coming = jnp.where(passed, 2 * _NEVER, coming + self._weight("again") * here)
+        shift = _around(coming, axis=2)[..., jnp.asarray(self.position_of_step)]
+        gone = jnp.arange(shift.shape[-1]) <= told.step[..., None]
+        end = self._weight("end") * jnp.minimum(until[..., -1:] - done, 0.0)
+        return jnp.where(gone, _NEVER, shift), end
+
+
+def _around(x: Float[Array, "B S *rest"], axis: int = 1) -> Float[Array, "B S *rest"]:
+    """Here, or less surely one position away."""
+    x = jnp.moveaxis(x, axis, 0)
+    edge = jnp.full_like(x[:1], 4 * _NEVER)
+    near = jnp.maximum(jnp.concatenate([edge, x[:-1]]), jnp.concatenate([x[1:], edge]))
+    return jnp.moveaxis(jnp.maximum(x, near + _BESIDE), 0, axis)
+
+
+class _Moment:
+    """The events of one moment that are still to be told, for each of (B, T) tokens."""
+
+    def __init__(self, heard: Heard, told: Told, at: Int[Array, "B T"]) -> None:
+        self.told, rows = told, jnp.arange(len(at))[:, None]
+        self.tying = (told.tied == 0)[..., None]
+        # A tie section has one kind of event, which stands where notes that end do.
+        self.row = jnp.where(told.tied == 0, heard.begins.shape[1] - 1, at)
+        self.rows, self.heard = rows, heard
+        no_begin = heard.no_begin[rows, self.row, :, -1]  # (B, T, C)
+        done = heard.no_begin[rows, self.row, told.family, told.pitch][..., None]
+        self.no_end = _not(heard.ends[rows, at])  # (B, T, P)
+        no_end = jnp.einsum("btcp,btp->btc", told.sounding.astype(jnp.float32), self.no_end)
+        ending = jnp.where(self.tying, no_begin, no_end)
+        # Notes whose end was told no longer sound, so only lower ones of theirs are passed over.
+        self.ending = self._left(_ENDING, ending, jnp.where(self.tying, done, 0.0))
+        self.beginning = jnp.where(self.tying, -_SURE, self._left(_BEGINNING, no_begin, done))
+        self.drum_hits, no_drum = heard.drum[rows, at], heard.no_drum[rows, at]
+        self.drumming = (told.kind == _DRUMMING)[..., None]
+        drummed = jnp.take_along_axis(no_drum, told.pitch[..., None], axis=-1)
+        self.no_drum = no_drum - jnp.where(self.drumming, drummed, 0.0)
+        self.no_drums = jnp.where(self.tying, -_SURE, jnp.minimum(self.no_drum[..., -1:], -_SURE))
+        self.no_ending = self.ending.sum(-1, keepdims=True)
+        self.no_beginning = self.beginning.sum(-1, keepdims=True)
+
+    def _left(
+        self, kind: int, none: Float[Array, "B T C"], done: Float[Array, "B T 1"]
+    ) -> Float[Array, "B T C"]:
+        """log P(no event of this kind is left), by family; `done` is of those that were told."""
+        family, told = jnp.arange(FAMILIES), self.told
+        inside = (told.kind == kind)[..., None]
+        left = jnp.where(inside & (family == told.family[..., None]), none - done, none)
+        passed = (told.kind > kind)[..., None] | (inside & (family < told.family[..., None]))
+        return jnp.where(passed, -_SURE, jnp.minimum(left, -_SURE))
+
+    def _first(self, left: Float[Array, "B T C"]) -> Float[Array, "B T C"]:
+        """log P(the first event of a kind is in this family)."""
+        return jnp.cumsum(left, axis=-1) - left + _not(left)
+
+    def _of_program(self, x: Float[Array, "B T C"]) -> Float[Array, "B T 1"]:
+        family = jnp.clip(self.told.program, 0, None) // 8
+        return jnp.take_along_axis(x, family[..., None], axis=-1)
+
+    def family(self) -> Float[Array, "B T C"]:
+        """That the next event is in a family."""
+        beginning = self.no_ending + self._first(self.beginning)
+        return jnp.logaddexp(self._first(self.ending), beginning)
+
+    def velocity(self) -> Float[Array, "B T 2"]:
+        """That the next event ends a note of the program that was said; that it begins one, or is a
+        drum; not what was said already."""
+        some = (self.told.program >= 0)[..., None]
+        ends = self._of_program(self._first(self.ending))
+        begins = self.no_ending + self._of_program(self._first(self.beginning))
+        drums = self.no_ending + self.no_beginning + _not(self.no_drums)
+        drums = jnp.where((self.told.pending == _PROGRAM_SAID)[..., None], 4 * _NEVER, drums)
+        begins = jnp.logaddexp(jnp.where(some, begins, 4 * _NEVER), drums)
+        both = jnp.concatenate([jnp.where(some, ends, _NEVER), begins], axis=-1)
+        said = jnp.arange(_ENDING, _BEGINNING + 1) == self.told.velocity[..., None]
+        return jnp.where(said, _NEVER, both)
+
+    def pitch(self) -> Float[Array, "B T P"]:
+        """That the next event is at a pitch, of the program and kind that were said."""
+        told = self.told
+        family = jnp.clip(told.program, 0, None) // 8
+        beginning = (told.tied == 1) & (told.velocity == _BEGINNING)
+        listed = (beginning | (told.tied == 0))[..., None]  # else one of those that sound may end
+        mine = jnp.take_along_axis(told.sounding, family[..., None, None], axis=2)[:, :, 0]
+        begins = self.heard.begins[self.rows, self.row, family]
+        happens = jnp.where(listed, begins, jnp.where(mine, _not(self.no_end), _NEVER))
+        none = jnp.where(listed, _not(begins), jnp.where(mine, self.no_end, 0.0))
+        kind = jnp.where(beginning, _BEGINNING, _ENDING)
+        inside = ((told.kind == kind) & (told.family == family))[..., None]
+        passed = inside & (jnp.arange(CELLS) <= told.pitch[..., None])
+        none = jnp.where(passed, 0.0, none)
+        between = jnp.cumsum(none, axis=-1) - none
+        over = (told.kind > kind) | ((told.kind == kind) & (told.family > family))
+        left = jnp.where(beginning[..., None], self.beginning, self.ending)
+        first = self._of_program(jnp.cumsum(left, axis=-1) - left)
+        first = first + jnp.where(beginning[..., None], self.no_ending, 0.0)
+        return jnp.where(passed | over[..., None], _NEVER, first + happens + between)
+
+    def drum(self) -> Float[Array, "B T P"]:
+        """That the next event is a hit on a key."""
+        between = jnp.minimum(self.no_drum - _not(self.drum_hits), 0.0)
+        passed = self.drumming & (jnp.arange(CELLS) <= self.told.pitch[..., None])
+        first = self.no_ending + self.no_beginning
+        return jnp.where(passed, _NEVER, first + self.drum_hits + between)
+
+    def nothing(self) -> Float[Array, "B T 1"]:
+        """That this moment has no more events."""
+        return self.no_ending + self.no_beginning + self.no_drums

@@ -32,8 +32,6 @@ from musicjax.models.mt3.evidence import (
     Evidence,
     Heard,
     Told,
-    told_after,
-    told_all,
 )
 from musicjax.nn.attention import Cache
 from musicjax.nn.axes import linear
@@ -191,7 +189,7 @@ class MT3(nnx.Module):
         logits = self.transformer.decode(tokens, encoded, train=train, key=key)
         if heard is None or self.evidence is None:
             return logits
-        return logits + self.evidence(heard, told_all(tokens, self.config.codec))
+        return logits + self.evidence(heard, self.evidence.after_all(tokens))
 
     # Writing tokens -----------------------------------------------------------------------------
 
@@ -239,7 +237,7 @@ class MT3(nnx.Module):
             return self.transformer.step(tokens, cache)
         evidence: Any = self.evidence
         logits, text = self.transformer.step(tokens, cache.text)
-        told = told_after(cache.told, tokens, self.config.codec)
+        told = evidence.after(cache.told, tokens)
         more = evidence(cache.heard, jax.tree.map(lambda x: x[:, None], told))
         return logits + more[:, 0], HearingCache(text, cache.heard, told)
 

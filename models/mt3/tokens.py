@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float64, UInt8
 
 from musicjax.errors import DataError
 from musicjax.models.mt3.config import MT3Config
-from musicjax.models.mt3.evidence import CELLS, NUM_ROLLS, ROLLS
+from musicjax.models.mt3.evidence import CELLS, FAMILIES, NUM_ROLLS, ROLLS
 from musicjax.notes import Decoded, Notes
 from musicjax.notes.codec import Codec
 
@@ -22,8 +22,8 @@ def targets(
 
     tokens (L,) int32, the end included, zeros behind it, L = `config.target_tokens`; a target that
     does not fit is never cut: its row is zeros, which cost nothing, and left_out () uint8 is 1.
-    With a frame head also rolls (S, 21, 128) uint8, at each position of the encoder: `ROLLS`, then
-    onsets of each family of instruments.
+    With a frame head also rolls (S, 35, 128) uint8, at each position of the encoder: `ROLLS`,
+    onsets of each family of instruments, and what sounds of each.
     """
     frames = config.num_frames(num_samples)
     written = Codec(config.codec).encode_clip(notes, start_s, frames)
@@ -42,31 +42,36 @@ def _rolls(
 ) -> UInt8[np.ndarray, "S R P"]:
     """What happens in each position's frames: 1 where it does."""
     positions = config.num_positions(num_samples)
-    rate = config.codec.frames_per_second / config.stack_frames
     notes = notes.sustained()
+    begin = _positions(notes.onset_s - start_s, config)
+    # A note sounds in the position in which it ends, too: the next one is the first without it.
+    end = _positions(notes.offset_s - start_s, config) + 1
     rolls = np.zeros((positions, NUM_ROLLS, CELLS), np.uint8)
-    begin = np.floor((notes.onset_s - start_s) * rate + _ROUNDING).astype(np.int64)
-    end = np.ceil((notes.offset_s - start_s) * rate - _ROUNDING).astype(np.int64)
-    end = np.maximum(end, begin + 1)
     here = (end > 0) & (begin < positions)
     drum = here & notes.is_drum & (begin >= 0)
     rolls[begin[drum], ROLLS.index("drum"), notes.pitch[drum]] = 1
     pitched = here & ~notes.is_drum
-    first, pitch, program = begin[pitched], notes.pitch[pitched], notes.program[pitched]
+    first, pitch, family = begin[pitched], notes.pitch[pitched], notes.program[pitched] // 8
     new = first >= 0
     rolls[first[new], ROLLS.index("onset"), pitch[new]] = 1
-    rolls[first[new], ROLLS.index("entry"), program[new]] = 1
-    rolls[first[new], len(ROLLS) + program[new] // 8, pitch[new]] = 1
-    for start, last, key, instrument in zip(
+    rolls[first[new], len(ROLLS) + family[new], pitch[new]] = 1
+    for start, last, key, group in zip(
         np.maximum(first, 0).tolist(),
         end[pitched].tolist(),
         pitch.tolist(),
-        program.tolist(),
+        family.tolist(),
         strict=True,
     ):
         rolls[start:last, ROLLS.index("frame"), key] = 1
-        rolls[start:last, ROLLS.index("playing"), instrument] = 1
+        rolls[start:last, len(ROLLS) + FAMILIES + group, key] = 1
     return rolls
+
+
+def _positions(time_s: Float64[np.ndarray, " notes"], config: MT3Config) -> np.ndarray:
+    """The position of the step that a time is written as, so that both agree on borders."""
+    steps = np.rint(time_s * config.codec.steps_per_second)
+    rate = config.codec.frames_per_second / config.codec.steps_per_second / config.stack_frames
+    return np.floor(steps * rate + _ROUNDING).astype(np.int64)
 
 
 def decode(

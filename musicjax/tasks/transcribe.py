@@ -49,7 +49,7 @@ GPU_BATCH = 8
 CPU_SLOTS = 8
 GPU_SLOTS = 64
 DOUBTED_NOTES = 8  # of fewer, the mean confidence says little
-DOUBTED_TOKENS = 0.02  # share of tokens passed over: MT3's own weights stay below it on music
+DOUBTED_TOKENS = 0.02  # share of tokens passed over
 
 
 @dataclass(frozen=True, eq=False)
