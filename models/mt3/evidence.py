@@ -36,8 +36,10 @@ _NO_PROGRAM = -1
 _PROGRAM_SAID, _VELOCITY_SAID = 1, 2  # of an event that is still to be named
 _NEVER = -8.0  # log-probability of what the order does not allow; no verdict is final
 _SURE = 1e-3  # no event is more certain than this much short of 1
+_ECHO = -4.0  # of an event that its neighbour tells more surely
 _BESIDE = -2.0  # of events one position away, since times are rounded
 _FADING = float(np.log(0.05))  # the least chance of what sounds unheard to end
+_OVER, _FIRM = -0.6, 4.0  # log-odds of sounding below which a note is over, and how surely
 _SHARPER = 2.0  # a pitch belongs to its likeliest families
 
 _WEIGHTS = {
@@ -178,8 +180,8 @@ class Evidence(nnx.Module):
         yes = jax.nn.log_sigmoid(logits[:, :, :3])
         families = logits[:, :, 3:].reshape(*logits.shape[:2], 2, FAMILIES, CELLS)
         shares = jax.nn.log_softmax(_SHARPER * families, axis=3)
-        begins = yes[:, :, 0, None] + shares[:, :, 0]  # (B, S, C, P)
-        drum = yes[:, :, 2]
+        begins = _peaks(yes[:, :, 0])[:, :, None] + shares[:, :, 0]  # (B, S, C, P)
+        drum = _peaks(yes[:, :, 2])
         untold = _not(begins).sum((2, 3)) + _not(drum).sum(2)
         sounds = yes[:, :1, 1, None] + shares[:, :1, 1]
         goes_on = sounds + _not(yes[:, :1, 0])[:, :, None]
@@ -187,7 +189,7 @@ class Evidence(nnx.Module):
         drum = _around(drum)
         # Heard here and silent one position on, or struck again. What is not heard at all, though
         # it was told to begin, may have been missed as well as over: it ends some time.
-        stops = jax.nn.log_sigmoid(-_SHARPER * logits[:, :, 1])
+        stops = jax.nn.log_sigmoid(-_FIRM * (logits[:, :, 1] - _OVER))
         stops = jnp.concatenate([stops[:, 1:], stops[:, -1:]], axis=1)
         stops = stops + jnp.maximum(yes[:, :, 1], _FADING)
         return Heard(
@@ -275,6 +277,16 @@ def _around(x: Float[Array, "B S *rest"], axis: int = 1) -> Float[Array, "B S *r
     edge = jnp.full_like(x[:1], 4 * _NEVER)
     near = jnp.maximum(jnp.concatenate([edge, x[:-1]]), jnp.concatenate([x[1:], edge]))
     return jnp.moveaxis(jnp.maximum(x, near + _BESIDE), 0, axis)
+
+
+def _peaks(x: Float[Array, "B S P"]) -> Float[Array, "B S P"]:
+    """One event where neighbouring positions tell the same one: at the likelier position, with the
+    chances of its neighbours; there, next to nothing is left."""
+    edge = jnp.full_like(x[:, :1], 4 * _NEVER)
+    before, after = jnp.concatenate([edge, x[:, :-1]], 1), jnp.concatenate([x[:, 1:], edge], 1)
+    whole = jnp.logaddexp(x, jnp.logaddexp(before, after))
+    peak = (x >= before) & (x > after)
+    return jnp.where(peak, jnp.minimum(whole, -_SURE), x + _ECHO)
 
 
 class _Moment:
