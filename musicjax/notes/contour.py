@@ -246,7 +246,7 @@ def _notes_of_run(midi: np.ndarray, hop_s: float) -> list[tuple[int, int, int]]:
 
 
 def _pitch_from(smooth: np.ndarray, place: int, patience: int) -> float:
-    """The pitch at which a note that begins here settles for now."""
+    """The pitch of a note that begins here, from its first frames."""
     return float(np.rint(np.median(smooth[place : place + 2 * patience])))
 
 

@@ -9,7 +9,7 @@ from musicjax.audio.io import Audio
 from musicjax.errors import DataError
 from musicjax.notes.notes import Notes
 from musicjax.notes.programs import program_name
-from musicjax.plots.rows import Layer, draw_rows
+from musicjax.plots.rows import Layer, draw_rows, matched_layers
 from musicjax.plots.sound import pitch_levels
 from musicjax.plots.style import (
     EXTRA,
@@ -23,7 +23,6 @@ from musicjax.plots.style import (
     instrument_colour,
     level_range,
     new_figure,
-    one_colour,
     quiet_axes,
     time_axis,
 )
@@ -93,23 +92,12 @@ def plot_comparison(
     of its own reference note (`musicjax.metrics`); it is drawn where the estimate has it. Drums are
     left out. The other arguments are those of `plot_piano_roll`.
     """
-    from musicjax.metrics.transcription import match_notes, note_scores
+    from musicjax.metrics.transcription import note_scores
 
     reference, estimate = (notes[~notes.is_drum] for notes in (reference, estimate))
     if end_s is not None:
         reference, estimate = (notes.slice(start_s, end_s) for notes in (reference, estimate))
-    spans = [np.stack([n.onset_s, n.offset_s], axis=1) for n in (reference, estimate)]
-    pitches = [n.pitch.astype(np.float64) for n in (reference, estimate)]
-    pairs = match_notes(
-        spans[0], pitches[0], spans[1], pitches[1], onset_tolerance_s, offset_ratio=None
-    )
-    missed = np.setdiff1d(np.arange(len(reference)), pairs[:, 0])
-    extra = np.setdiff1d(np.arange(len(estimate)), pairs[:, 1])
-    layers = [
-        Layer(estimate[pairs[:, 1]], one_colour(HIT, len(pairs), 0.85)),
-        Layer(estimate[extra], one_colour(EXTRA, len(extra), 0.95)),
-        Layer(reference[missed], one_colour(MISS, len(missed), 1.0), filled=False),
-    ]
+    layers, pairs = matched_layers(reference, estimate, onset_tolerance_s)
     scores = note_scores(reference, estimate, onset_tolerance_s)
     summary = (
         f"onset F1 {scores.onset_f1:.3f}, precision {scores.onset_precision:.3f}, "
@@ -117,8 +105,8 @@ def plot_comparison(
     )
     legend = [
         (f"{len(pairs)} hits", HIT),
-        (f"{len(missed)} missed", MISS),
-        (f"{len(extra)} extra", EXTRA),
+        (f"{len(reference) - len(pairs)} missed", MISS),
+        (f"{len(estimate) - len(pairs)} extra", EXTRA),
     ]
     picture = pitch_levels(audio, None, None, None)
     figure = draw_rows(layers, picture, (start_s, end_s), row_s, title, legend, summary)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Int
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.colors import to_rgba
@@ -12,11 +13,15 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from musicjax.errors import DataError
+from musicjax.metrics.transcription import match_note_pairs
 from musicjax.notes.notes import PEDAL_DOWN, SOFT, SUSTAIN, Notes, pitch_name
 from musicjax.plots.sound import PitchLevels
 from musicjax.plots.style import (
+    EXTRA,
     FAINT,
+    HIT,
     INK,
+    MISS,
     PAPER,
     PEDAL_COLOUR,
     SOFT_COLOUR,
@@ -25,6 +30,7 @@ from musicjax.plots.style import (
     boxes,
     level_range,
     new_figure,
+    one_colour,
     quiet_axes,
     time_axis,
 )
@@ -54,6 +60,21 @@ class Layer:
     notes: Notes
     colours: np.ndarray  # (notes, 4) RGBA
     filled: bool = True
+
+
+def matched_layers(
+    reference: Notes, estimate: Notes, onset_tolerance_s: float
+) -> tuple[list[Layer], Int[np.ndarray, "matches 2"]]:
+    """Hits, extra notes and missed ones in their colours, and which notes are the hits."""
+    pairs = match_note_pairs(reference, estimate, onset_tolerance_s, offset_ratio=None)
+    missed = np.setdiff1d(np.arange(len(reference)), pairs[:, 0])
+    extra = np.setdiff1d(np.arange(len(estimate)), pairs[:, 1])
+    layers = [
+        Layer(estimate[pairs[:, 1]], one_colour(HIT, len(pairs), 0.85)),
+        Layer(estimate[extra], one_colour(EXTRA, len(extra), 0.95)),
+        Layer(reference[missed], one_colour(MISS, len(missed), 1.0), filled=False),
+    ]
+    return layers, pairs
 
 
 def draw_rows(

@@ -22,6 +22,7 @@ from musicjax.plots.rows import (
     draw_keyboard,
     draw_notes,
     heading,
+    matched_layers,
     pitch_range,
     roll_background,
     row_times,
@@ -118,18 +119,12 @@ def _by_truth(
     heard = np.zeros(len(truth), int)  # by how many models
     rolls = []
     for name, notes in estimates.items():
-        pairs = match_note_pairs(truth, notes, tolerance_s, offset_ratio=None)
-        missed = np.setdiff1d(np.arange(len(truth)), pairs[:, 0])
-        extra = np.setdiff1d(np.arange(len(notes)), pairs[:, 1])
+        layers, pairs = matched_layers(truth, notes, tolerance_s)
         heard[pairs[:, 0]] += 1
-        layers = [
-            Layer(notes[pairs[:, 1]], one_colour(HIT, len(pairs), 0.85)),
-            Layer(notes[extra], one_colour(EXTRA, len(extra), 0.95)),
-            Layer(truth[missed], one_colour(MISS, len(missed), 1.0), filled=False),
-        ]
         scores = note_scores(truth, notes, tolerance_s)
         told = (
-            f"{len(pairs)} hits, {len(missed)} missed, {len(extra)} extra · onset F1 "
+            f"{len(pairs)} hits, {len(truth) - len(pairs)} missed, {len(notes) - len(pairs)} extra "
+            "· onset F1 "
             f"{scores.onset_f1:.3f} · with offset {scores.onset_offset_f1:.3f}"
         )
         rolls.append(_Roll(name, told, layers))
