@@ -1,7 +1,7 @@
 """Audio in and out, and the front-end that turns samples into features."""
 
 from musicjax.audio.config import FrontendConfig
-from musicjax.audio.framing import frame_mask, num_frames
+from musicjax.audio.framing import StreamSpec, frame_mask, num_frames
 from musicjax.audio.frontend import complex_spectrogram, inverse_spectrogram, spectrogram
 from musicjax.audio.io import (
     Audio,
@@ -19,6 +19,7 @@ __all__ = [
     "Audio",
     "AudioInfo",
     "FrontendConfig",
+    "StreamSpec",
     "blocks",
     "check_samples",
     "complex_spectrogram",

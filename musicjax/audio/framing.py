@@ -1,5 +1,6 @@
 """Where frames lie: how many there are, what surrounds the signal, which of them count."""
 
+import math
 from dataclasses import dataclass
 
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from musicjax.audio import stft
 from musicjax.audio.config import FrontendConfig
-from musicjax.errors import AudioError
+from musicjax.errors import AudioError, ConfigError
 
 AnyArray = Array | np.ndarray
 
@@ -27,6 +28,49 @@ class Windowing:
     lead: int
     first: int
     last: int
+
+
+@dataclass(frozen=True)
+class StreamSpec:
+    """How a model hears sound as it comes: steps of `hop` samples, each with `frames` frames.
+
+    sample_rate  Hz of the samples that a step takes.
+    hop          samples of a step. Frame i stands at sample i * hop / frames of the stream.
+    lookahead    samples, counted from where a frame stands, that must have come before the frame
+                 can be known: half of a centred window, and what the network hears ahead.
+    frames       frames that a step gives.
+
+    What a step gives is `delay` steps old. Raises ConfigError for sizes that cannot work.
+    """
+
+    sample_rate: int
+    hop: int
+    lookahead: int
+    frames: int = 1
+
+    def __post_init__(self) -> None:
+        if min(self.sample_rate, self.hop, self.frames) < 1 or self.lookahead < 0:
+            raise ConfigError(f"{self} cannot be heard: rate, hop and frames must be positive.")
+        if self.hop % self.frames:
+            raise ConfigError(f"a hop of {self.hop} samples does not hold {self.frames} frames.")
+
+    @property
+    def delay(self) -> int:
+        """Steps until the first frame: step n gives the frames of step n - delay of the sound."""
+        return max(math.ceil((self.lookahead - self.hop // self.frames) / self.hop), 0)
+
+    @property
+    def latency_s(self) -> float:
+        """Algorithmic latency: seconds of sound after an instant until its frame can be known.
+
+        The wait for the step to fill is in it, the time of computing is not. Of several frames of a
+        step it is that of the first, which waits longest.
+        """
+        return (self.delay + 1) * self.hop / self.sample_rate
+
+    def time_s(self, frame: int) -> float:
+        """Where a frame stands, in seconds from the first sample."""
+        return frame * self.hop / self.frames / self.sample_rate
 
 
 def num_frames(num_samples: int, config: FrontendConfig) -> int:

@@ -4,6 +4,7 @@ from musicjax.notes.bends import Bends
 from musicjax.notes.codec import Codec
 from musicjax.notes.decoding import Decoded, DecodingReport, TokenDecoder
 from musicjax.notes.encoding import EncodingReport, SegmentTokens, Timeline
+from musicjax.notes.events import Event, NoteOff, NoteOn, PitchFrame, events_to_notes
 from musicjax.notes.grammar import Grammar
 from musicjax.notes.midi import midi_bytes, parse_midi, read_midi, write_midi
 from musicjax.notes.notes import SOFT, SOSTENUTO, SUSTAIN, Note, Notes, Pedal, pitch_name
@@ -31,12 +32,16 @@ __all__ = [
     "Decoded",
     "DecodingReport",
     "EncodingReport",
+    "Event",
     "Grammar",
     "Granularity",
     "Note",
+    "NoteOff",
+    "NoteOn",
     "Notes",
     "Pedal",
     "PianoRoll",
+    "PitchFrame",
     "Quirks",
     "SegmentTokens",
     "Timeline",
@@ -46,6 +51,7 @@ __all__ = [
     "as_dict",
     "coarser_programs",
     "codec_config",
+    "events_to_notes",
     "from_dict",
     "from_note_sequence",
     "from_piano_roll",
