@@ -41,9 +41,9 @@ if TYPE_CHECKING:
 
 Source = Recording | np.ndarray | tuple[np.ndarray, int]
 
-# A window of 18 s keeps 14 s after 2 s of context at both ends; two of them hear half a minute.
+# A window of 18 s keeps 14 s after 2 s of context at both ends.
 WINDOW_S = 18.0
-CPU_BATCH = 2
+CPU_BATCH = 1  # what one window takes stays in the caches, and no row is empty
 GPU_BATCH = 8
 # Segments that are written at once: a step reads all weights, however many there are.
 CPU_SLOTS = 8
@@ -373,7 +373,7 @@ def _plan(
                 "leave window_s out."
             )
     at_once = CPU_BATCH if on_cpu else GPU_BATCH
-    if window_s is None:  # as many seconds at once, however short the windows
+    if window_s is None and not on_cpu:  # as many seconds at once, however short the windows
         at_once = max(round(at_once * WINDOW_S / length_s), 1)
     size = batch_size or at_once
     if windowing is not None:
