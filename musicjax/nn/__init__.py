@@ -8,10 +8,11 @@ from musicjax.nn.embed import RelativeBias, sinusoids
 from musicjax.nn.forms import TransformerConfig, form
 from musicjax.nn.gru import BiGRU, GRUWeights, bigrus, gru
 from musicjax.nn.norm import BatchNormReLU, norm_relu
-from musicjax.nn.recurrent import BiLSTM, LSTMWeights, bilstms, lstm
+from musicjax.nn.recurrent import LSTM, BiLSTM, LSTMWeights, bilstms, lstm
 from musicjax.nn.transformer import Transformer, shift_right
 
 __all__ = [
+    "LSTM",
     "Attention",
     "BatchNormReLU",
     "BiGRU",

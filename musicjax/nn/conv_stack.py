@@ -10,6 +10,7 @@ from functools import partial
 from itertools import pairwise
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
@@ -21,13 +22,15 @@ _LECUN = nnx.initializers.lecun_normal()
 
 
 class ConvStack(nnx.Module):
-    """Spectrogram frames to `units` values each; a frame hears three frames to either side.
+    """Spectrogram frames to `units` values each; a frame hears three frames to either side, or
+    fewer ahead and more behind.
 
     Args:
       bins: of a frame of the spectrogram; those left over by the two halvings are dropped.
       channels: of the three convolutions.
       units: of the dense layer.
       relu: whether a ReLU follows the dense layer.
+      ahead: frames, 0 or 1, that each convolution hears ahead; the others of its three lie behind.
       conv_bias, norm_scale: whether convolutions have a bias and normalisations a scale.
       norm_momentum, norm_epsilon: of the running statistics.
       dropout: after the first halving, the second, and the dense layer.
@@ -40,6 +43,7 @@ class ConvStack(nnx.Module):
         units: int,
         *,
         relu: bool = False,
+        ahead: tuple[int, int, int] = (1, 1, 1),
         conv_bias: bool = True,
         norm_scale: bool = True,
         norm_momentum: float = 0.9,
@@ -64,7 +68,7 @@ class ConvStack(nnx.Module):
             param_dtype=policy.param,
             rngs=rngs,
         )
-        self.relu, self.dropout = relu, dropout
+        self.relu, self.ahead, self.dropout = relu, ahead, dropout
 
     def __call__(
         self,
@@ -77,15 +81,20 @@ class ConvStack(nnx.Module):
         """With `train`, statistics of the batch are used and kept; dropout is active with `key`."""
         keys = [None] * 3 if key is None else jax.random.split(key, 3)
 
-        def block(x: jax.Array, conv: Conv2D, norm: BatchNormReLU) -> jax.Array:
+        def block(x: jax.Array, conv: Conv2D, norm: BatchNormReLU, ahead: int) -> jax.Array:
             bias = None if conv.bias is None else conv.bias[...]
-            return norm(conv(x, add_bias=False), train=train, mask=mask, offset=bias)
+            if not ahead:  # what was heard one frame later is heard as of this one
+                x = jnp.pad(x, ((0, 0), (1, 0), (0, 0), (0, 0)))
+            y = conv(x, add_bias=False)
+            y = y if ahead else y[:, :-1]
+            return norm(y, train=train, mask=mask, offset=bias)
 
+        ahead = self.ahead
         x = mask_frames(features, mask)[..., None]  # (B, T, F, 1)
-        x = block(x, self.conv1, self.norm1)
-        x = max_pool_frequency(block(x, self.conv2, self.norm2), 2)
+        x = block(x, self.conv1, self.norm1, ahead[0])
+        x = max_pool_frequency(block(x, self.conv2, self.norm2, ahead[1]), 2)
         x = dropout(x, self.dropout[0], keys[0])
-        x = max_pool_frequency(block(x, self.conv3, self.norm3), 2)
+        x = max_pool_frequency(block(x, self.conv3, self.norm3, ahead[2]), 2)
         x = dropout(x, self.dropout[1], keys[1])
         x = self.fc(x.reshape(*x.shape[:2], -1))
         return dropout(jax.nn.relu(x) if self.relu else x, self.dropout[2], keys[2])

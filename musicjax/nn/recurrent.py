@@ -1,4 +1,4 @@
-"""Recurrent layers by `lax.scan`: LSTM in one or both directions.
+"""Recurrent layers by `lax.scan`: LSTM in one direction or both.
 
 The input is projected for all frames in one matrix product before the scan; the scan holds only
 the recurrent product. Its gradient is written by hand: the backward scan returns the gradient at
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from musicjax.nn.products import dense_product
 from musicjax.types import Policy
 
 
@@ -133,12 +134,66 @@ class LSTMWeights(nnx.Module):
         self.bias = draw(4 * units)
         self.recurrent_bias = draw(4 * units) if two_biases else None
 
+    def offset(self) -> Float[Array, "G"]:
+        """The bias, or the sum of the two."""
+        bias = self.bias[...]
+        return bias if self.recurrent_bias is None else bias + self.recurrent_bias[...]
+
     def project(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch G"]:
         """The input's share of the gates, biases included."""
-        bias = self.bias[...]
-        if self.recurrent_bias is not None:
-            bias = bias + self.recurrent_bias[...]
-        return x @ self.input_kernel[...].astype(x.dtype) + bias.astype(x.dtype)
+        return x @ self.input_kernel[...].astype(x.dtype) + self.offset().astype(x.dtype)
+
+
+class LSTM(nnx.Module):
+    """Unidirectional LSTM, over a whole recording or frame by frame with the state passed in.
+
+    Inputs: x (B, T, D), mask (B, T) True at frames that exist. Output: (B, T, H), float32.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        units: int,
+        *,
+        two_biases: bool = False,
+        policy: Policy = Policy(),  # noqa: B008 - frozen
+        rngs: nnx.Rngs,
+    ):
+        self.forward = LSTMWeights(width, units, two_biases=two_biases, policy=policy, rngs=rngs)
+        self.dtype = policy.compute
+        self.multiply = dense_product(policy)
+
+    def __call__(
+        self, x: Float[Array, "B T D"], mask: Bool[Array, "B T"] | None = None
+    ) -> Float[Array, "B T H"]:
+        return self.run(self.project(x), mask)
+
+    def product(self, x: Float[Array, "*batch D"], kernel: Float[Array, "D G"]) -> Array:
+        """x times a kernel of this layer or rows of it, in the layer's type; float32."""
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        contracted = (((x.ndim - 1,), (0,)), ((), ()))
+        return self.multiply(x, kernel, contracted).astype(jnp.float32)
+
+    def project(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch G"]:
+        """The input's share of the gates, biases included. float32."""
+        return self.product(x, self.forward.input_kernel[...]) + self.forward.offset()
+
+    def run(
+        self, gates: Float[Array, "B T G"], mask: Bool[Array, "B T"] | None = None
+    ) -> Float[Array, "B T H"]:
+        """Outputs for projected inputs, from zero state; a masked frame passes the state on."""
+        kernel = self.forward.recurrent_kernel[...].astype(self.dtype)
+        keep = None if mask is None else mask.T[:, None, :, None]
+        return lstm(gates.swapaxes(0, 1)[:, None], kernel[None], keep)[:, 0].swapaxes(0, 1)
+
+    def step(
+        self, gates: Float[Array, "B G"], h: Float[Array, "B H"], c: Float[Array, "B H"]
+    ) -> tuple[Float[Array, "B H"], Float[Array, "B H"]]:
+        """Output and cell after one frame more, from a projected input and those before."""
+        x = gates + self.product(h, self.forward.recurrent_kernel[...])
+        i, f, g, o = jnp.split(_activate(x), 4, axis=-1)
+        c = f * c + i * g
+        return o * jnp.tanh(c), c
 
 
 class BiLSTM(nnx.Module):
