@@ -1,0 +1,396 @@
+"""Listening live: every source, every kind of trouble on the way, and time that never drifts."""
+
+import importlib.util
+import io
+import os
+import sys
+import threading
+import time
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import soxr
+
+from musicjax.errors import AudioError, ConfigError, MissingDependencyError
+from musicjax.infer.live import Listening, Resampler
+from musicjax.infer.sound_queue import SoundQueue
+from musicjax.infer.sources import Blocks, Microphone, PcmFormat, PcmStream, PlayedFile
+from musicjax.infer.stream import NoteOff, NoteOn, Streamer, events_to_notes
+
+_spec = importlib.util.spec_from_file_location("tones", Path(__file__).with_name("tones.py"))
+tones = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(tones)
+RATE, HOP, melody, tone = tones.RATE, tones.HOP, tones.melody, tones.tone
+
+
+@pytest.fixture(scope="module")
+def streamer():
+    return Streamer(tones.Tones(), bad_samples="silence")
+
+
+@pytest.fixture(scope="module")
+def slow_streamer():
+    """Takes twice as long as the sound does."""
+    return Streamer(tones.Tones(slow=2 * HOP / RATE), bad_samples="silence")
+
+
+def heard(streamer, source, **settings):
+    """Events, and the listening, of a stream to its end."""
+    streamer.reset()
+    listening = Listening(streamer, source, **settings)
+    return list(listening), listening
+
+
+def pitches(events):
+    return [event.pitch for event in events if isinstance(event, NoteOn)]
+
+
+def cut(samples, sizes):
+    """Blocks of the given sizes, the last size for all that is left."""
+    sizes = iter(sizes)
+    size = 1
+    while len(samples):
+        size = next(sizes, size)
+        yield samples[:size]
+        samples = samples[size:]
+
+
+@pytest.mark.parametrize("size", [1, 37, 512, 5000, 200_000])
+def test_blocks_of_any_size_are_heard_alike(streamer, size):
+    """One sample at a time, and more at once than the buffer holds."""
+    sound = melody([69, 72], 0.3)
+    events, listening = heard(streamer, Blocks(cut(sound, [size]), RATE), buffer_s=0.2)
+    streamer.reset()
+    assert events == streamer.feed(sound) + streamer.finish()
+    assert pitches(events) == [69, 72]
+    figures = listening.figures
+    assert figures.overruns == figures.stalls == figures.bad_samples == 0
+    assert figures.lost_s == 0.0
+    assert streamer.time_s == pytest.approx(len(sound) / RATE, abs=HOP / RATE)
+
+
+@pytest.mark.parametrize("rate", [8000, 44100, 48000])
+def test_another_rate_is_resampled_without_a_seam(streamer, rate):
+    sound = melody([69, 76], 0.3, rate)
+    events, _ = heard(streamer, Blocks(cut(sound, [100, 3000, 1, 777]), rate))
+    notes = events_to_notes(events)
+    assert notes.pitch.tolist() == [69, 76]
+    np.testing.assert_allclose(notes.onset_s, [0.1, 0.5], atol=0.05)
+
+
+def test_the_resampler_gives_what_the_whole_gives():
+    sound = np.random.default_rng(0).normal(0, 0.1, 20_000).astype(np.float32)
+    resampler = Resampler(44100, 16000)
+    parts = [resampler.feed(part) for part in cut(sound, [1, 1000, 3, 4097])]
+    found = np.concatenate([*parts, resampler.flush()])
+    whole = soxr.resample(sound, 44100, 16000, quality="HQ")
+    assert len(found) == len(whole)
+    np.testing.assert_allclose(found, whole, atol=1e-6)
+
+
+def test_int16_and_channels_are_understood_and_others_told(streamer):
+    stereo = np.stack([tone(69, 0.3), tone(69, 0.3)])
+    events, _ = heard(streamer, Blocks([stereo, (tone(72, 0.3) * 32767).astype(np.int16)], RATE))
+    assert pitches(events) == [69, 72]
+    with pytest.raises(AudioError, match="dtype int32"):
+        heard(streamer, Blocks([np.zeros(10, np.int32)], RATE))
+    with pytest.raises(AudioError, match="rate of the blocks"):
+        Blocks([], 0)
+
+
+def test_nan_is_silence_and_counted_before_it_is_resampled(streamer):
+    sound = melody([69, 72], 0.3, 48000)
+    sound[2000:2010] = np.nan
+    sound[3000] = np.inf
+    told = []
+    events, listening = heard(streamer, Blocks(cut(sound, [480]), 48000), tell=told.append)
+    assert pitches(events) == [69, 72]
+    assert listening.figures.bad_samples == 11
+    assert len([sentence for sentence in told if "NaN" in sentence]) == 1
+
+
+def test_a_stream_that_stalls_is_told_and_waited_for(streamer):
+    def stalling():
+        yield tone(69, 0.3)
+        time.sleep(0.6)
+        yield tone(72, 0.3)
+
+    streamer.reset()
+    told, off_s = [], None
+    listening = Listening(streamer, Blocks(stalling(), RATE), stall_s=0.3, tell=told.append)
+    begun_s, events = time.monotonic(), []
+    for event in listening:
+        events.append(event)
+        if isinstance(event, NoteOff) and off_s is None:
+            off_s = time.monotonic() - begun_s
+    assert pitches(events) == [69, 72]
+    assert 0.25 < off_s < 0.55  # the note that hung was closed before the sound came again
+    assert listening.figures.stalls == listening.figures.underruns == 1
+    assert [sentence.split()[0] for sentence in told] == ["no", "sound"]
+    assert events_to_notes(events).onset_s[1] == pytest.approx(0.3, abs=0.05)  # the audio's clock
+
+
+def test_a_slow_model_drops_and_catches_up_and_time_stays_true(slow_streamer):
+    """Sound at its own speed for 1.6 s, of which half can be heard."""
+    sound = melody([60, 64, 67, 72], 0.3)
+
+    def live():
+        begun_s = time.monotonic()
+        for place in range(0, len(sound), 320):
+            time.sleep(max(0.0, begun_s + (place + 320) / RATE - time.monotonic()))
+            yield sound[place : place + 320]
+
+    told = []
+    begun_s = time.monotonic()
+    events, listening = heard(slow_streamer, Blocks(live(), RATE), buffer_s=0.2, tell=told.append)
+    took_s = time.monotonic() - begun_s
+    figures = listening.figures
+    assert figures.overruns > 0
+    assert 0.3 < figures.lost_s < 1.4
+    assert took_s < len(sound) / RATE + 0.9  # what was left of the buffer, and the look-ahead
+    assert any("were passed over to catch up" in sentence for sentence in told)
+    assert slow_streamer.time_s == pytest.approx(len(sound) / RATE, abs=2 * HOP / RATE)
+    truth = {60: 0.1, 64: 0.5, 67: 0.9, 72: 1.3}
+    assert len(pitches(events)) >= 2
+    for event in events:
+        if isinstance(event, NoteOn):
+            assert truth[event.pitch] - 0.05 < event.time_s < truth[event.pitch] + 0.35
+
+
+def test_what_comes_faster_than_it_sounds_is_made_to_wait(streamer):
+    sound = np.concatenate([melody([60, 64, 67, 72], 0.2)] * 5)
+    events, listening = heard(streamer, Blocks(cut(sound, [1600]), RATE), buffer_s=0.1)
+    assert pitches(events) == [60, 64, 67, 72] * 5
+    assert listening.figures.lost_s == 0.0
+
+
+def test_the_queue_drops_what_waits_and_keeps_count():
+    queue = SoundQueue(0.1)
+    queue.begin(1000)
+    for number in range(4):
+        assert queue.put(np.full(60, number, np.float32))
+    assert (queue.overruns, queue.lost, queue.waiting_s) == (1, 120, 0.12)
+    assert queue.put(np.zeros(5, np.float32), lost=10)
+    first = queue.get(1000, 0.0)
+    assert (first.start, len(first.samples), queue.overruns) == (240 + 10, 5, 3)
+    assert queue.lost == 240 + 10
+    assert queue.get(10, 0.0) is None
+    queue.stop()
+    assert not queue.put(np.zeros(5, np.float32))
+    with pytest.raises(ConfigError, match="buffer of 0"):
+        SoundQueue(0)
+
+
+# Files and pipes ------------------------------------------------------------------------------
+
+
+def test_a_file_is_played_at_its_own_speed_or_as_fast_as_it_is_heard(streamer, tmp_path):
+    soundfile.write(tmp_path / "a.wav", melody([69, 72], 0.3, 22050), 22050)
+    took = {}
+    for own_speed in (True, False):
+        begun_s = time.monotonic()
+        source = PlayedFile(tmp_path / "a.wav", own_speed=own_speed)
+        events, listening = heard(streamer, source)
+        took[own_speed] = time.monotonic() - begun_s
+        assert pitches(events) == [69, 72]
+        assert listening.figures.lost_s == 0.0
+    assert source.duration_s == pytest.approx(0.9, abs=0.01)
+    assert 0.85 < took[True] < 1.8 and took[False] < 0.85
+    with pytest.raises(AudioError, match="does not exist"):
+        PlayedFile(tmp_path / "gone.wav")
+
+
+def test_stopping_ends_soon_and_closes_what_sounds(streamer, tmp_path):
+    soundfile.write(tmp_path / "a.wav", tone(69, 3.0), RATE)
+    streamer.reset()
+    listening = Listening(streamer, PlayedFile(tmp_path / "a.wav"))
+    threading.Timer(0.4, listening.stop).start()
+    begun_s = time.monotonic()
+    events = list(listening)
+    assert time.monotonic() - begun_s < 1.2
+    assert [type(event) for event in events] == [NoteOn, NoteOff]
+    with pytest.raises(AudioError, match="heard already"):
+        list(listening)
+
+
+@pytest.mark.parametrize(
+    ("kind", "scale", "dtype"),
+    [("s16le", 32767, "<i2"), ("s32le", 2**31 - 1, "<i4"), ("f32le", 1.0, "<f4")],
+)
+def test_raw_samples_of_each_format(streamer, kind, scale, dtype):
+    mono = melody([69, 72], 0.3, 24000)
+    raw = (np.stack([mono, mono], axis=1).astype(np.float64) * scale).astype(dtype).tobytes()
+    stream = PcmStream(io.BytesIO(raw + b"\0"), PcmFormat(kind, 24000, 2))
+    events, listening = heard(streamer, stream)
+    assert pitches(events) == [69, 72]
+    assert listening.figures.lost_s == 0.0
+
+
+@pytest.mark.parametrize("subtype", ["PCM_16", "FLOAT"])
+def test_a_wav_header_in_the_pipe_tells_the_format(streamer, subtype):
+    file = io.BytesIO()
+    soundfile.write(file, melody([69], 0.3, 32000), 32000, format="WAV", subtype=subtype)
+    file.seek(0)
+    stream = PcmStream(file)
+    events, _ = heard(streamer, stream)
+    assert pitches(events) == [69]
+    assert stream.form.sample_rate == 32000
+
+
+def test_wrong_formats_are_told(streamer, monkeypatch):
+    for wrong in ({"kind": "u8"}, {"sample_rate": 0}, {"channels": 0}):
+        with pytest.raises(ConfigError):
+            PcmFormat(**wrong)
+    file = io.BytesIO()
+    soundfile.write(file, np.zeros(100), 16000, format="WAV", subtype="PCM_24")
+    file.seek(0)
+    with pytest.raises(AudioError, match="24 bits"):
+        heard(streamer, PcmStream(file))
+    with pytest.raises(AudioError, match="damaged"):
+        heard(streamer, PcmStream(io.BytesIO(b"RIFF\0\0\0\0WAVEdata\0\0\0\0")))
+    monkeypatch.setattr("sys.stdin", types.SimpleNamespace(buffer=os.fdopen(os.openpty()[1], "rb")))
+    with pytest.raises(AudioError, match="terminal"):
+        PcmStream()
+
+
+# Microphones ----------------------------------------------------------------------------------
+
+
+class FakeSoundCard(types.ModuleType):
+    """sounddevice with one microphone that takes 48 kHz only and plays a melody into the callback.
+
+    `ends` says how: "unplugged" after the sound, with a flag of `overflow` in the middle of it.
+    """
+
+    class PortAudioError(Exception):
+        pass
+
+    def __init__(self, *, rates=(48000,), inputs=1, ends="unplugged", overflow=False, missing=0):
+        super().__init__("sounddevice")
+        self.rates, self.inputs, self.ends = rates, inputs, ends
+        self.overflow, self.missing = overflow, missing
+        self.opened, self.closed = [], 0
+
+    def query_devices(self, device=None, kind=None):
+        card = {"name": "Fake Mic", "default_samplerate": 48000.0, "max_input_channels": 1}
+        if kind is None:
+            return [card] * self.inputs
+        if not self.inputs or device == "other":
+            raise self.PortAudioError("Error querying device -1")
+        return card
+
+    def check_input_settings(self, *, device, channels, dtype, samplerate):
+        if samplerate not in self.rates:
+            raise self.PortAudioError("Invalid sample rate")
+
+    def InputStream(self, **settings):
+        self.opened.append(settings["samplerate"])
+        return _FakeStream(self, settings)
+
+
+class _FakeStream:
+    latency = 0.012
+
+    def __init__(self, card, settings):
+        self.card, self.settings, self.active = card, settings, False
+
+    def start(self):
+        if self.card.ends == "busy":
+            raise self.card.PortAudioError("Device unavailable")
+        self.active = True
+        self.thread = threading.Thread(target=self.play, daemon=True)
+        self.thread.start()
+
+    def play(self):
+        rate, size = self.settings["samplerate"], 480
+        sound = melody([69, 72], 0.3, rate)
+        for place in range(0, len(sound) - size, size):
+            over = self.card.overflow and place == 10 * size
+            if over:
+                sound = np.concatenate([sound[:place], sound[place + self.card.missing :]])
+            if place + size > len(sound):
+                break
+            shift = self.card.missing if self.card.overflow and place >= 10 * size else 0
+            flags = types.SimpleNamespace(input_overflow=over, input_underflow=False)
+            when = types.SimpleNamespace(inputBufferAdcTime=100.0 + (place + shift) / rate)
+            self.settings["callback"](sound[place : place + size, None], size, when, flags)
+            time.sleep(0.002)
+        self.active = False
+        if self.card.ends == "unplugged":
+            self.settings["finished_callback"]()
+
+    def close(self):
+        self.card.closed += 1
+
+
+@pytest.fixture
+def card(monkeypatch):
+    def plug(**facts):
+        found = FakeSoundCard(**facts)
+        monkeypatch.setitem(sys.modules, "sounddevice", found)
+        return found
+
+    return plug
+
+
+def test_a_device_that_is_unplugged_keeps_what_was_heard(streamer, card):
+    plugged = card()
+    streamer.reset()
+    listening, events = Listening(streamer, Microphone(), buffer_s=5.0), []
+    with pytest.raises(AudioError, match=r"Fake Mic stopped giving sound.*is kept"):
+        for event in listening:
+            events.append(event)
+    assert pitches(events) == [69, 72]
+    assert isinstance(events[-1], NoteOff)
+    assert plugged.opened == [48000]  # 16 kHz was refused
+    assert plugged.closed == 1
+    assert listening.figures.latency_s > 0.012
+
+
+def test_a_device_that_falls_silent_without_a_word_is_noticed(streamer, card):
+    card(ends="dead")
+    streamer.reset()
+    listening = Listening(streamer, Microphone(), buffer_s=5.0)
+    with pytest.raises(AudioError, match="Fake Mic stopped giving sound"):
+        list(listening)
+
+
+def test_an_overflow_of_the_device_moves_time_on(streamer, card):
+    card(overflow=True, missing=1600, rates=(16000,))
+    streamer.reset()
+    told, events = [], []
+    listening = Listening(streamer, Microphone(), buffer_s=5.0, tell=told.append)
+    with pytest.raises(AudioError):
+        for event in listening:
+            events.append(event)
+    assert listening.figures.overruns == 1
+    assert listening.figures.lost_s == pytest.approx(0.1, abs=0.001)
+    last = [event for event in events if isinstance(event, NoteOn)][-1]
+    assert (last.pitch, last.time_s) == (72, pytest.approx(0.5, abs=0.05))
+
+
+def test_rates_nearest_and_above_first(card):
+    for rates, chosen in [((16000, 48000), 16000), ((44100, 48000, 8000), 44100), ((8000,), 8000)]:
+        card(rates=rates)
+        assert Microphone().rate_for(16000) == chosen
+    card(rates=())
+    with pytest.raises(AudioError, match="takes no rate"):
+        Microphone().rate_for(16000)
+
+
+def test_microphones_that_cannot_be_had_are_told(streamer, card, monkeypatch):
+    card(inputs=0)
+    with pytest.raises(AudioError, match=r"no microphone.*--stdin.*--file"):
+        Microphone()
+    card()
+    with pytest.raises(AudioError, match=r"'other'.*Fake Mic"):
+        Microphone("other")
+    card(ends="busy")
+    with pytest.raises(AudioError, match="another program"):
+        heard(streamer, Microphone())
+    monkeypatch.setitem(sys.modules, "sounddevice", None)
+    with pytest.raises(MissingDependencyError, match=r"musicjax\[live\].*--stdin.*--file"):
+        Microphone()
