@@ -11,16 +11,24 @@ Long kernels over frames that overlap. The first layer is linear and its frames 
 signal, so what a hop's worth of samples contributes is computed once (`hop_kernel`) and added up
 in each frame that holds it (`first_layer`); normalising a frame commutes with it.
 
-All forms equal the direct convolution to rounding; `benchmarks/crepe.py` times them.
+All of these equal the direct convolution to rounding; `benchmarks/crepe.py` times them.
+
+In bfloat16, for training on a CPU with matrix units, the transforms are too coarse, and the direct
+sum is best: `convolve_halves` and `first_layer_halves` write it as products with a Toeplitz matrix
+that gives several neighbouring positions at once, so that each sample is laid out a few times
+rather than once for each tap.
 """
 
 import functools
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+
+from musicjax.nn.products import half_product
 
 # SAME padding of 64 taps, of which 31 lie before a position and 32 after it.
 TAPS, BEFORE = 64, 31
@@ -200,3 +208,115 @@ def first_layer_of_frames(
     index = STRIDE * np.arange(POSITIONS)[:, None] + np.arange(FIRST_TAPS)
     windows = padded.T[index]  # (positions, taps, R)
     return jnp.einsum("pkr,kc->prc", windows, kernel.astype(frames.dtype))
+
+
+# Half precision ---------------------------------------------------------------------------------
+
+TOGETHER, FIRST_TOGETHER = 16, 8  # positions that one product puts out; shorter layers all of them
+_WHOLE = 32  # layers no longer than this are one product
+
+
+def toeplitz(
+    kernel: Float[Array, "taps C C_out"], starts: Sequence[int], window: int
+) -> Float[Array, "inputs outputs"]:
+    """The kernel as a matrix from `window` positions (times C) to one output for each of `starts`.
+
+    starts: the position of the window that each output's first tap meets; taps outside are cut off.
+    """
+    taps, channels, wide = kernel.shape
+    columns = []
+    for start in starts:
+        kept = kernel[max(0, -start) : min(taps, window - start)]
+        before = max(0, start)
+        rest = window - before - kept.shape[0]
+        columns.append(jnp.pad(kept, ((before, rest), (0, 0), (0, 0))))
+    return jnp.stack(columns, axis=2).reshape(window * channels, len(starts) * wide)
+
+
+def _windows(x: Array, together: int, before: int, stride: int = 1, taps: int = TAPS) -> Array:
+    """(rows * blocks, window * C) bfloat16 of (positions, rows, C): what each block's taps meet."""
+    positions, channels = x.shape[0], x.shape[2]
+    outputs = positions // stride
+    window = stride * (together - 1) + taps
+    after = stride * (outputs - 1) + taps - before - positions
+    x = jnp.pad(x.astype(jnp.bfloat16), ((before, after), (0, 0), (0, 0)))
+    x = x.transpose(1, 0, 2)
+    step = stride * together
+    found = [x[:, i * step : i * step + window] for i in range(outputs // together)]
+    return jnp.stack(found, axis=1).reshape(-1, window * channels)
+
+
+def _unblocked(y: Array, rows: int, together: int) -> Array:
+    """(positions, rows, C) of (rows * blocks, together * C)."""
+    y = y.reshape(rows, -1, y.shape[-1] // together)
+    return y.transpose(1, 0, 2)
+
+
+def _blocked(x: Array, together: int) -> Array:
+    """(rows * blocks, together * C) bfloat16 of (positions, rows, C)."""
+    x = x.astype(jnp.bfloat16).transpose(1, 0, 2)
+    return x.reshape(-1, together * x.shape[-1])
+
+
+def first_layer_halves(
+    frames: Float[Array, "R samples"], kernel: Float[Array, "taps C"]
+) -> Float[Array, "positions R C"]:
+    """`first_layer_of_frames` with operands in bfloat16 and float32 sums."""
+    windows = _windows(frames.T[:, :, None], FIRST_TOGETHER, FIRST_BEFORE, STRIDE, FIRST_TAPS)
+    starts = [STRIDE * i for i in range(FIRST_TOGETHER)]
+    matrix = toeplitz(kernel[:, None], starts, STRIDE * (FIRST_TOGETHER - 1) + FIRST_TAPS)
+    return _unblocked(half_product(windows, matrix), frames.shape[0], FIRST_TOGETHER)
+
+
+def convolve_halves(
+    x: Float[Array, "positions R C"], kernel: Float[Array, "taps C C_out"]
+) -> Float[Array, "positions R C_out"]:
+    """SAME convolution of 64 taps with operands in bfloat16 and float32 sums, both ways."""
+    positions, rows, _ = x.shape
+    if positions > _WHOLE:
+        return _convolve_long(x, kernel)
+    matrix = toeplitz(kernel, [i - BEFORE for i in range(positions)], positions)
+    return _unblocked(half_product(_blocked(x, positions), matrix), rows, positions)
+
+
+def _long_matrix(kernel: Array) -> Array:
+    return toeplitz(kernel, range(TOGETHER), TOGETHER - 1 + TAPS)
+
+
+def _turned(kernel: Array) -> Array:
+    """The kernel of the way back: taps reversed, channels exchanged."""
+    return kernel[::-1].transpose(0, 2, 1)
+
+
+def _product(x: Array, y: Array, contracted: tuple[int, int]) -> Array:
+    left, right = contracted
+    dimensions = (((left,), (right,)), ((), ()))
+    return jax.lax.dot_general(x, y, dimensions, preferred_element_type=jnp.float32)
+
+
+@jax.custom_vjp
+def _convolve_long(x: Array, kernel: Array) -> Array:
+    """`convolve_halves` in blocks of positions.
+
+    The way back is written here: as it would be derived, the gradient of the laid-out windows is
+    several times as large as that of what they were cut from.
+    """
+    matrix = _long_matrix(kernel.astype(jnp.bfloat16))
+    y = _product(_windows(x, TOGETHER, BEFORE), matrix, (1, 0))
+    return _unblocked(y, x.shape[1], TOGETHER)
+
+
+def _convolve_long_fwd(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _convolve_long(x, kernel), (x, kernel)
+
+
+def _convolve_long_bwd(residuals: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    x, kernel = residuals
+    windows = _windows(dy, TOGETHER, TAPS - 1 - BEFORE)
+    matrix, back = jax.vjp(lambda k: _long_matrix(_turned(k)), kernel)
+    dx = _product(windows, matrix.astype(jnp.bfloat16), (1, 0))
+    (dkernel,) = back(_product(windows, _blocked(x, TOGETHER), (0, 0)).astype(kernel.dtype))
+    return _unblocked(dx, x.shape[1], TOGETHER).astype(x.dtype), dkernel
+
+
+_convolve_long.defvjp(_convolve_long_fwd, _convolve_long_bwd)

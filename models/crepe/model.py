@@ -23,16 +23,18 @@ from musicjax.errors import AudioError, ConfigError
 from musicjax.models.crepe import convolution
 from musicjax.nn import dropout
 from musicjax.notes import Notes
+from musicjax.notes.contour import Contour
 from musicjax.types import Key, Policy
 
 # Pitch bins: 360 of 20 cents, the first 1997.38 cents above 10 Hz (31.70 Hz).
 BINS, BIN_CENTS, FIRST_CENTS, REFERENCE_HZ = 360, 20.0, 1997.3794084376191, 10.0
 WIDTHS = (32, 4, 4, 4, 8, 16)  # channels of each block, times 4 (tiny) to 32 (full)
+OURS = (96, 32, 64, 64, 64, 128)  # channels of the form that this project trains
 LENGTHS = (256, 128, 64, 32, 16, 8)  # positions that each block's convolution puts out
 ROWS = 128  # frames that a CPU works off together: their activations stay near the cache
 _QUIET_DB = -120.0
 
-Form = Literal["auto", "shared", "transforms", "direct"]
+Form = Literal["auto", "shared", "transforms", "direct", "halves"]
 
 
 @dataclass(frozen=True)
@@ -48,17 +50,24 @@ class CrepeConfig:
     unvoiced_weight: float = 0.0  # of frames without pitch in the loss; published: never seen
     # How convolutions are computed; all forms are equal to rounding. auto: "direct" on a GPU, on a
     # CPU "shared", which computes the first layer once for overlapping frames, or "transforms",
-    # which does not, where the hop allows no sharing.
+    # which does not, where the hop allows no sharing. "halves" alone is rounded to bfloat16: for
+    # training on CPUs with matrix units for it, where it is several times as fast.
     form: Form = "auto"
     policy: Policy = Policy()  # noqa: RUF009 - frozen
 
 
 def get_config(variant: str = "full") -> CrepeConfig:
-    """The config of a size: tiny, small, medium, large or full (also called base)."""
+    """The config of a size: tiny, small, medium, large or full (also called base).
+
+    `ours` is the one that this project trains: between tiny and small, its middle layers wider and
+    its first narrower.
+    """
+    if variant == "ours":
+        return CrepeConfig(channels=OURS, dropout=0.0, norm_momentum=0.9, unvoiced_weight=1.0)
     multipliers = {"tiny": 4, "small": 8, "medium": 16, "large": 24, "full": 32, "base": 32}
     if variant not in multipliers:
         raise ConfigError(
-            f"crepe has no variant {variant!r}; choose one of {', '.join(multipliers)}."
+            f"crepe has no variant {variant!r}; choose one of ours, {', '.join(multipliers)}."
         )
     return CrepeConfig(channels=tuple(multipliers[variant] * width for width in WIDTHS))
 
@@ -164,12 +173,17 @@ class Crepe(nnx.Module):
         kernel = block.kernel[...].astype(rows.dtype)
 
         def product(rows: Array) -> Array:
-            return convolution.first_layer_of_frames(rows, kernel[:, 0])
+            form = "first_layer_halves" if self._halves else "first_layer_of_frames"
+            return getattr(convolution, form)(rows, kernel[:, 0]).astype(rows.dtype)
 
         def direct(rows: Array) -> Array:
             return convolution.convolve_directly(rows.T[:, :, None], kernel, convolution.STRIDE)
 
         return self._choose(product, direct)(rows) + block.bias[...].astype(rows.dtype)
+
+    @property
+    def _halves(self) -> bool:
+        return self.config.form == "halves"
 
     def _choose(self, on_cpu: Any, elsewhere: Any) -> Any:
         """The form that the config names, or the better one of the platform."""
@@ -184,6 +198,8 @@ class Crepe(nnx.Module):
             kernel = block.kernel[...]
 
             def transformed(x: Array, kernel: Array = kernel, length: int = length) -> Array:
+                if self._halves:
+                    return convolution.convolve_halves(x, kernel).astype(x.dtype)
                 return convolution.convolve(x, convolution.kernel_products(kernel, length))
 
             def direct(x: Array, kernel: Array = kernel) -> Array:
@@ -225,7 +241,11 @@ class Crepe(nnx.Module):
         total = num_frames(audio.shape[-1], frontend)
         with _precision(self.config):
             sharing = convolution.shares_hops(frontend.hop_length)
-            on_cpu = self._heard_shared if sharing and self.config.form != "transforms" else None
+            on_cpu = (
+                self._heard_shared
+                if sharing and self.config.form not in ("transforms", "halves")
+                else None
+            )
             block_by_block = self._in_blocks(on_cpu or self._heard_frames, total)
             return self._choose(block_by_block, lambda s: self._heard_frames(s, total))(signal)
 
@@ -323,18 +343,25 @@ def _moments(frames: Array, frontend: FrontendConfig) -> tuple[Array, Array]:
 
 
 def targets(
-    notes: Notes, start_s: float, num_samples: int, config: CrepeConfig
+    truth: Notes | Contour, start_s: float, num_samples: int, config: CrepeConfig
 ) -> dict[str, np.ndarray]:
-    """The pitch of each frame of a clip: f0_cents (T,) above 10 Hz, 0 where nothing sounds.
+    """The pitch of each frame of a clip: f0_cents (T,) above 10 Hz.
 
-    A frame's pitch is that of the note that sounds at its middle; of several, the last begun.
+    It is 0 where nothing sounds, and -1 where a contour's confidence is 0: such frames count
+    neither way. A frame's pitch is that at its middle; of several notes, that of the last begun.
     """
     frontend = config.frontend
     count = num_frames(num_samples, frontend)
     middle = 0.0 if frontend.padding == "zeros" else frontend.fft_length / 2
     time_s = start_s + (np.arange(count) * frontend.hop_length + middle) / frontend.sample_rate
     cents = np.zeros(count, np.float32)
-    notes = notes[~notes.is_drum].sorted()
+    if isinstance(truth, Contour):
+        nearest = np.rint((time_s - truth.time_s[0]) / truth.hop_s).astype(int)
+        nearest = np.clip(nearest, 0, len(truth) - 1)
+        hz, known = truth.f0_hz[nearest], truth.confidence[nearest] > 0
+        found = 1200 * np.log2(np.maximum(hz, REFERENCE_HZ) / REFERENCE_HZ)
+        return {"f0_cents": np.where(known, found, -1.0).astype(np.float32)}
+    notes = truth[~truth.is_drum].sorted()
     first = np.searchsorted(time_s, notes.onset_s)
     last = np.searchsorted(time_s, notes.offset_s)
     a4 = 1200 * np.log2(440.0 / REFERENCE_HZ)
@@ -350,7 +377,8 @@ def loss(
 
     batch: audio (B, N) float32 in -1..1 or int16, f0_cents (B, T) from `targets`, and optionally
     mask (B, T), True at frames that count. The label of a bin is exp(-d^2 / (2 * 25^2)), d cents
-    from the true pitch. Frames without pitch count `config.unvoiced_weight`, their labels zero.
+    from the true pitch. Frames without pitch count `config.unvoiced_weight`, their labels zero;
+    frames of -1 do not count.
     """
     config, truth = model.config, batch["f0_cents"].astype(jnp.float32)
     features = spectrogram(batch["audio"], config.frontend)
@@ -365,7 +393,7 @@ def loss(
     distance = (jnp.asarray(bin_cents(), jnp.float32) - truth[..., None]) / config.target_cents
     label = jnp.where(voiced[..., None], jnp.exp(-0.5 * distance**2), 0.0)
     entropy = label * jax.nn.softplus(-logits) + (1 - label) * jax.nn.softplus(logits)
-    weight = jnp.where(voiced, 1.0, config.unvoiced_weight)
+    weight = jnp.where(voiced, 1.0, jnp.where(truth < 0, 0.0, config.unvoiced_weight))
     weight = weight if mask is None else jnp.where(mask, weight, 0.0)
     total = (entropy.mean(axis=-1) * weight).sum() / jnp.maximum(weight.sum(), 1.0)
     return total, {"pitch": total}

@@ -34,16 +34,20 @@ _MODULES = (
     "compose",
     "corpora",
     "fluidsynth",
+    "font_voices",
     "imports",
     "instruments",
     "layouts",
+    "melodies",
     "performance",
     "pipeline",
     "records",
     "render",
     "synth",
     "textures",
+    "timbres",
     "verbs",
+    "voices",
 )
 
 __all__ = sorted(_EXPORTS)

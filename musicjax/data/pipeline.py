@@ -12,7 +12,7 @@ import glob
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,10 +26,12 @@ from musicjax.data.records import SUFFIX, Example, Record, RecordSource, to_floa
 from musicjax.errors import ConfigError, DataError, MissingDependencyError
 from musicjax.notes import Notes
 
-Targets = Callable[[Any, float, int], Mapping[str, np.ndarray]]  # of notes, or of a sentence
+# Of notes, of a sentence, or of a contour of pitch.
+Targets = Callable[[Any, float, int], Mapping[str, np.ndarray]]
 
 _COMPOSER = "composer:"
 _BAND = "band"  # behind it: pieces for several instruments, played by the built-in band
+_VOICES = "voices:"
 _SEQIO = "seqio:"
 _DESCRIBED = "captions:"  # composed pieces with a sentence instead of their notes
 _COMPOSER_EPOCH = 1024  # composed clips counted as one epoch; each epoch's clips are new
@@ -48,9 +50,10 @@ class DataConfig:
     train: tuple[str, ...] = ("composer:",)
     """Folders or files of records, recordings with notes beside them (a folder, a file, a pattern),
     or `composer:` (`composer:PATH` plays through a sound font or a bank of notes, `composer:band`
-    several instruments and drums). For captioners: `.jsonl` files of recordings and sentences, or
-    `captions:`, the composer with sentences. `seqio:NAME` alone: a Task or Mixture of SeqIO, see
-    `musicjax.data.seqio_tasks`."""
+    several instruments and drums). For pitch: `voices:`, one made-up voice at a time with its pitch
+    known (`voices:PATH`, the same from a sound font). For captioners: `.jsonl` files of recordings
+    and sentences, or `captions:`, the composer with sentences. `seqio:NAME` alone: a Task or
+    Mixture of SeqIO, see `musicjax.data.seqio_tasks`."""
     valid: tuple[str, ...] = ("composer:",)
     """The same, for validation; `composer:` gives a fixed handful of pieces."""
     weights: tuple[float, ...] = ()
@@ -112,6 +115,24 @@ class _Blank:
     described: bool = False  # its label is a sentence about it
 
 
+@dataclass(frozen=True)
+class _Sung:
+    """A place in the stream that one voice fills, from that sound font or computed."""
+
+    font: str
+
+
+class _VoiceSource(Sequence[_Sung]):
+    def __init__(self, font: str) -> None:
+        self.font = font
+
+    def __len__(self) -> int:
+        return _COMPOSER_EPOCH
+
+    def __getitem__(self, index: Any) -> Any:
+        return _Sung(self.font)
+
+
 class _ComposerSource(Sequence[_Blank]):
     def __init__(self, bank: str, described: bool = False) -> None:
         self.bank, self.described = bank, described
@@ -142,10 +163,12 @@ class ClipMaker:
 
     def __call__(
         self,
-        placed: tuple[int, Record | Recording | Captioned | Clip | _Blank],
+        placed: tuple[int, Record | Recording | Captioned | Clip | _Blank | _Sung],
         rng: np.random.Generator,
     ) -> dict[str, np.ndarray]:
         position, element = placed
+        if isinstance(element, _Sung):
+            return self._sung(element.font, rng)
         margin = round(_MARGIN * self.num_samples) if self.config.augment else 0
         sentence: str | None = None
         if isinstance(element, Captioned):
@@ -168,6 +191,24 @@ class ClipMaker:
         audio = samples if self.config.audio_dtype == "float32" else to_int16(samples)
         truth = notes if sentence is None else sentence
         return {"audio": audio, **self.targets(truth, 0.0, self.num_samples)}
+
+    def _sung(self, font: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """One voice; its tuning, room and noise are its own, of what augments only the rest."""
+        from musicjax.data.voices import sing
+
+        samples, contour = sing(rng, self.config.clip_s, self.sample_rate, font)
+        if self.config.augment:
+            rest = replace(
+                self.config.augment,
+                tuning_cents=0.0,
+                jitter_s=0.0,
+                room_chance=0.0,
+                noise_chance=0.0,
+            )
+            samples, _ = augment(samples, Notes.empty(), self.sample_rate, rng, rest)
+        audio = _fit(samples, self.num_samples)
+        audio = audio if self.config.audio_dtype == "float32" else to_int16(audio)
+        return {"audio": audio, **self.targets(contour, 0.0, self.num_samples)}
 
     def _crop(
         self, element: Record | Recording, rng: np.random.Generator, count: int
@@ -230,6 +271,8 @@ def open_source(entry: str, sample_rate: int = 16000) -> Sequence[Any]:
     """
     if entry.startswith(_COMPOSER):
         return _ComposerSource(entry.removeprefix(_COMPOSER))
+    if entry.startswith(_VOICES):
+        return _VoiceSource(entry.removeprefix(_VOICES))
     if entry.startswith(_DESCRIBED):
         return _ComposerSource(entry.removeprefix(_DESCRIBED), described=True)
     path = Path(entry)
@@ -335,7 +378,9 @@ def examples(entries: Sequence[str], sample_rate: int = 16000) -> Iterator[Examp
                 yield Example(clip.id, sample_rate, to_int16(clip.samples), clip.notes)
             continue
         source = open_source(entry, sample_rate)
-        if isinstance(source, _ComposerSource):
+        if isinstance(source, _VoiceSource):
+            yield from _sung_examples(source.font, sample_rate)
+        elif isinstance(source, _ComposerSource):
             yield from _composed_examples(source.bank, sample_rate)
         else:
             for element in source:
@@ -347,6 +392,16 @@ def _composed_examples(bank: str, sample_rate: int, seconds: float = 12.0) -> It
         rng = np.random.default_rng([i, 0x7E57])  # a stream of its own: never seen in training
         samples, notes = _compose_clip(bank, 2**20, rng, seconds, sample_rate)
         yield Example(f"composed-{i}", sample_rate, to_int16(samples), notes)
+
+
+def _sung_examples(font: str, sample_rate: int, seconds: float = 12.0) -> Iterator[Example]:
+    from musicjax.data.voices import sing
+
+    for i in range(_COMPOSER_EXAMPLES):
+        rng = np.random.default_rng([i, 0x7E57])  # a stream of its own: never seen in training
+        samples, contour = sing(rng, seconds, sample_rate, font)
+        samples *= _PEAK / max(_PEAK, float(np.abs(samples).max()))
+        yield Example(f"sung-{i}", sample_rate, to_int16(samples), contour.to_notes(bends=False))
 
 
 def _close_all() -> None:

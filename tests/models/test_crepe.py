@@ -26,6 +26,7 @@ from musicjax.models.crepe.model import (
     targets,
 )
 from musicjax.notes import Notes
+from musicjax.notes.contour import Contour
 
 TWIN = Path(__file__).parent.parent / "fixtures" / "crepe" / "twin.npz"
 NARROW = replace(get_config("tiny"), channels=(16, 2, 3, 4, 5, 6))
@@ -162,6 +163,34 @@ def test_the_first_layer_over_a_signal_equals_frames_alone(hop):
     np.testing.assert_allclose(convolution.tap_sums(arguments[1]), sums, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("length", [128, 64, 16])
+def test_halves_equal_the_direct_sum_but_for_rounding_both_ways(length):
+    rng = np.random.default_rng(length)
+    x, kernel, weight = (
+        jnp.asarray(rng.normal(size=s), jnp.float32)
+        for s in ((length, 2, 3), (64, 3, 4), (length, 2, 4))
+    )
+    found, expected = (
+        (
+            form(x, kernel),
+            *jax.grad(lambda x, k, f=form: (weight * f(x, k)).sum(), (0, 1))(x, kernel),
+        )
+        for form in (convolution.convolve_halves, convolution.convolve_directly)
+    )
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
+        assert np.abs(ours - theirs).max() < 0.01 * np.abs(theirs).max()
+
+
+def test_halves_of_the_first_layer():
+    rng = np.random.default_rng(0)
+    frames = jnp.asarray(rng.normal(size=(2, 1024)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(512, 3)), jnp.float32)
+    expected = convolution.first_layer_of_frames(frames, kernel)
+    got = convolution.first_layer_halves(frames, kernel)
+    assert np.abs(got - expected).max() < 0.01 * np.abs(expected).max()
+
+
 @pytest.mark.parametrize("hop", [160, 93])
 def test_all_forms_hear_the_same(twin, hop):
     _, weights = twin
@@ -193,6 +222,16 @@ def test_targets_take_the_last_begun_note():
     np.testing.assert_array_equal(later[:90], cents[10:100])
 
 
+def test_targets_of_a_contour_tell_what_cannot_be_known():
+    contour = Contour.from_arrays(np.arange(5) / 100, [0, 440, 441, 442, 0], [1, 1, 0, 1, 0])
+    cents = targets(contour, 0.0, 640, get_config("tiny"))["f0_cents"]
+    assert len(cents) == 5 and cents[0] == 0 and cents[2] == cents[4] == -1
+    np.testing.assert_allclose(cents_to_hz(cents[[1, 3]].astype(float)), [440, 442], rtol=1e-5)
+    wide = replace(get_config("tiny").frontend, hop_length=480)
+    wide = replace(get_config("tiny"), frontend=wide)
+    np.testing.assert_array_equal(targets(contour, 0.0, 640, wide)["f0_cents"], cents[[0, 3]])
+
+
 def test_the_loss_is_the_mean_entropy_of_voiced_frames(twin):
     _, weights = twin
     model, _ = from_state_dict(weights, NARROW)
@@ -204,12 +243,19 @@ def test_the_loss_is_the_mean_entropy_of_voiced_frames(twin):
     entropy = -(label * np.log(p) + (1 - label) * np.log(1 - p)).mean(1)
     assert float(total) == pytest.approx(entropy[1:3].mean(), rel=1e-4)
     assert parts.keys() == {"pitch"}
+    nothing = replace(NARROW, unvoiced_weight=1.0)
+    model, _ = from_state_dict(weights, nothing)
+    total, _ = loss(model, {"audio": audio, "f0_cents": truth}, key=None, train=False)
+    assert float(total) == pytest.approx(entropy.mean(), rel=1e-4)
+    unknown = np.array([[0, 5700, -1, -1]], np.float32)
+    total, _ = loss(model, {"audio": audio, "f0_cents": unknown}, key=None, train=False)
+    assert float(total) == pytest.approx(entropy[:2].mean(), rel=1e-4)
 
 
 def test_sizes_and_cards():
     assert [SYSTEM.cards[s].parameters for s in ("tiny", "full")] == [486_552, 22_239_976]
     assert hash(get_config("full")) == hash(get_config("base")) == hash(CrepeConfig())
-    with pytest.raises(ConfigError, match="choose one of tiny"):
+    with pytest.raises(ConfigError, match="choose one of ours, tiny"):
         get_config("huge")
 
 

@@ -1,0 +1,117 @@
+"""One voice or instrument at a time, made up on the spot, with its pitch known exactly.
+
+A melody is drawn first (`musicjax.data.melodies`): notes that leap, glide and rest, vibrato, drift,
+a swelling or dying level. A timbre (`musicjax.data.timbres`), or the notes of a sound font
+(`musicjax.data.font_voices`), then sounds it; a room and a noise follow (`heard`). The truth comes
+from the melody and not from the sound. It says of every 10 ms whether there is a pitch, which one,
+and whether that can be known: what lies far under the noise, or rings on in a room after its note
+has ended, counts neither way.
+
+A second of sound costs a few milliseconds.
+"""
+
+import functools
+
+import numpy as np
+from jaxtyping import Float32
+
+from musicjax.data.augment import AugmentConfig, convolve, room_response
+from musicjax.data.font_voices import font_voices
+from musicjax.data.melodies import CONTROL_HZ, Melody, melody
+from musicjax.data.timbres import TIMBRES, consonants, noise
+from musicjax.notes.contour import Contour
+
+FRAME_S = 0.01  # truth is given at these steps
+SILENT_CHANCE = 0.06  # of a clip without any voice
+_ROOMS = 192  # kept per process
+_WINDOW_S = 0.032  # over which a frame's voice is compared with its noise, to either side
+_FAINT_DB = 45.0  # below the loudest of the clip, a pitch counts no more
+_BURIED_DB, _CLEAR_DB = -6.0, -12.0  # over the noise: counts no more; sounds no more
+
+
+def sing(
+    rng: np.random.Generator, duration_s: float, sample_rate: int = 16000, font: str = ""
+) -> tuple[Float32[np.ndarray, " N"], Contour]:
+    """A made-up recording of one voice or instrument, and its pitch every 10 ms.
+
+    Args:
+      rng: source of every draw; the same state gives the same recording.
+      duration_s: its length in seconds.
+      sample_rate: Hz.
+      font: a sound font whose instruments play; "" takes timbres that are computed.
+
+    Returns:
+      samples (N,), unnormalised, and the contour. Its f0_hz is 0 where there is no pitch, and its
+      confidence 1 where that can be known, 0 where a frame counts neither way.
+    """
+    count = round(duration_s * sample_rate)
+    silent = rng.random() < SILENT_CHANCE
+    if font:
+        voice, sung = font_voices(font, sample_rate).play(rng, duration_s)
+    else:
+        sung = melody(rng, duration_s)
+        timbre = TIMBRES[int(rng.integers(len(TIMBRES)))]
+        voice = timbre(rng, sung, count, sample_rate)
+    voice = voice[:count] / max(float(np.abs(voice).max()), 1e-6)
+    if silent:
+        sung = Melody(sung.midi, np.zeros_like(sung.level), sung.notes)
+        voice = np.zeros_like(voice)
+    breaths = consonants(rng, sung, count, sample_rate) if rng.random() < 0.35 else None
+    return heard(rng, voice, breaths, sung, sample_rate)
+
+
+def heard(
+    rng: np.random.Generator,
+    voice: Float32[np.ndarray, " N"],
+    breaths: Float32[np.ndarray, " N"] | None,
+    sung: Melody,
+    sample_rate: int,
+) -> tuple[Float32[np.ndarray, " N"], Contour]:
+    """The voice in a room and in noise, and the truth about it. `breaths` have no pitch."""
+    count, wet = len(voice), voice
+    others = np.zeros(count, np.float32) if breaths is None else breaths
+    if rng.random() < 0.4:
+        response = _room(int(rng.integers(_ROOMS)), sample_rate)
+        wet = convolve(voice, response)
+        others = convolve(others, response) if breaths is not None else others
+    if rng.random() < 0.85:
+        loud = float(np.sqrt(np.mean(voice[np.abs(voice) > 0.02] ** 2))) if voice.any() else 0.1
+        below_db = rng.uniform(-3, 60) if rng.random() < 0.8 else rng.uniform(-3, 20)
+        others = others + noise(rng, count, sample_rate) * (loud * 10 ** (-below_db / 20))
+    return (wet + others).astype(np.float32), _truth(voice, wet, others, sung, sample_rate)
+
+
+@functools.lru_cache(maxsize=_ROOMS)
+def _room(number: int, sample_rate: int) -> np.ndarray:
+    rng = np.random.default_rng([number, 0x4007])
+    return room_response(sample_rate, rng, AugmentConfig())[: sample_rate // 2]
+
+
+def _truth(
+    voice: np.ndarray, wet: np.ndarray, others: np.ndarray, sung: Melody, sample_rate: int
+) -> Contour:
+    time_s = np.arange(0, len(voice) / sample_rate + 1e-9, FRAME_S)
+    place = np.minimum(np.rint(time_s * CONTROL_HZ).astype(int), len(sung.level) - 1)
+    dry, all_of_it, rest = (_energy(x, time_s, sample_rate) for x in (voice, wet, others))
+    # A frame's own instant decides whether a note sounds, its surroundings how loud it is.
+    sounds = sung.level[place] > 1e-3
+    loudest = max(float(dry.max()), 1e-9)
+    faint, rest = loudest * 10 ** (-_FAINT_DB / 10), rest + 1e-12
+    clear = (dry > faint) & (dry > rest * 10 ** (_BURIED_DB / 10))
+    rings = (all_of_it > 0.1 * faint) & (all_of_it > rest * 10 ** (_CLEAR_DB / 10))
+    # Within the window of a note that sounds, its sound is heard but its middle is not in it.
+    near = _near(sounds, round(_WINDOW_S / FRAME_S))
+    known = np.where(sounds, clear, ~rings | (near & (wet is voice)))
+    return Contour.from_arrays(time_s, np.where(sounds, sung.hz[place], 0.0), known.astype(float))
+
+
+def _energy(x: np.ndarray, time_s: np.ndarray, sample_rate: int) -> np.ndarray:
+    """Mean square of the samples around each time."""
+    total = np.concatenate([[0.0], np.cumsum(x.astype(np.float64) ** 2)])
+    middle, reach = np.rint(time_s * sample_rate).astype(int), round(_WINDOW_S * sample_rate)
+    first, last = (np.clip(middle + side, 0, len(x)) for side in (-reach, reach))
+    return (total[last] - total[first]) / np.maximum(last - first, 1)
+
+
+def _near(sounds: np.ndarray, frames: int) -> np.ndarray:
+    return np.convolve(sounds, np.ones(2 * frames + 1), "same") > 0.5
