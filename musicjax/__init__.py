@@ -22,12 +22,14 @@ if TYPE_CHECKING:
     from musicjax.registry import model_card as model_card
     from musicjax.tasks import choose as choose
     from musicjax.tasks import compare as compare
+    from musicjax.tasks import listen as listen
     from musicjax.tasks import load as load
 
 _EXPORTS = {
     "load": "musicjax.tasks",
     "choose": "musicjax.tasks",
     "compare": "musicjax.tasks",
+    "listen": "musicjax.tasks",
     "list_models": "musicjax.registry",
     "model_card": "musicjax.registry",
     "load_audio": "musicjax.audio",

@@ -30,6 +30,10 @@ def parse(args: list[str]) -> argparse.Namespace:
     if unknown and known.verb in _WITH_DECODING:
         chosen = choice_of(known)
         model = known.model if chosen is None else chosen.name
+        if model is None:
+            from musicjax.tasks.live import choose_live
+
+            model = choose_live(known.pitch)
         _add_decoding(verb, model)
         known, unknown = parser.parse_known_args(args)
     if unknown:
@@ -53,6 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     for build in (
         _add_transcribe,
         _add_pitch,
+        _add_listen,
         _add_caption,
         _add_compare,
         _add_models,
@@ -150,6 +155,64 @@ def _add_pitch(verbs: Any) -> None:
         "--not-centred", action="store_true", help="let frames begin at their time, not surround it"
     )
     _add_model(verb, DEFAULT_PITCH_MODEL)
+    _add_common(verb)
+
+
+def _add_listen(verbs: Any) -> None:
+    verb = _verb(
+        verbs,
+        "listen",
+        "write down notes, or follow a pitch, while it sounds",
+        """
+        musicjax listen
+        musicjax listen -o take.mid --midi-port
+        musicjax listen --pitch -o voice.csv
+        musicjax listen --file song.flac --midi-port FLUID
+        arecord -f S16_LE -r 16000 -c 1 | musicjax listen --stdin -o take.jsonl
+        ffmpeg -i URL -f s16le -ac 2 -ar 44100 - | musicjax listen --stdin --rate 44100 --channels 2
+
+        Ctrl-C ends, and all files are written. A terminal shows a piano roll or a pitch meter;
+        elsewhere a line an event is printed, or JSON with --json. The microphone and MIDI ports
+        need `pip install 'musicjax[live]'`. Sound that comes faster than the machine can hear it is
+        dropped, and said to be; times stay those of the sound.
+        """,
+    )
+    heard = verb.add_argument_group("what is heard (default: the microphone)")
+    one = heard.add_mutually_exclusive_group()
+    one.add_argument("--device-in", metavar="NAME", help="a microphone, by number or part of name")
+    one.add_argument("--file", metavar="FILE", help="a recording, played at its own speed")
+    one.add_argument("--stdin", action="store_true", help="raw samples, or a WAV file, on stdin")
+    heard.add_argument("--format", metavar="F", help="s16le, s32le or f32le (default: s16le)")
+    heard.add_argument("--rate", type=int, metavar="HZ", help="of --stdin (default: 16000)")
+    heard.add_argument("--channels", type=int, metavar="N", help="of --stdin (default: 1)")
+    heard.add_argument(
+        "--as-fast-as-possible",
+        action="store_true",
+        help="of --file and --stdin: let sound wait to be heard, and drop nothing",
+    )
+    verb.add_argument("--pitch", action="store_true", help="follow the pitch of one voice")
+    verb.add_argument(
+        "--model", metavar="NAME", help="one that can listen (default: the one made for it)"
+    )
+    verb.add_argument(
+        "-o",
+        "--output",
+        action="append",
+        default=[],
+        metavar="OUT",
+        help=".mid, .jsonl or .csv file; may be given several times",
+    )
+    verb.add_argument(
+        "--midi-port",
+        nargs="?",
+        const="",
+        metavar="NAME",
+        help="send notes to this MIDI port; without a name, make one called musicjax",
+    )
+    verb.add_argument(
+        "--buffer", type=float, default=1.0, metavar="S", help="of sound that may wait (default: 1)"
+    )
+    verb.add_argument("--plain", action="store_true", help="lines, also on a terminal")
     _add_common(verb)
 
 
@@ -431,7 +494,7 @@ def choice_of(args: argparse.Namespace) -> "Choice | None":
 
 _CHOOSING = ("transcribe", "eval", "bench")
 _WISHES = ("instrument", "pedals", "bends", "real_time")
-_WITH_DECODING = ("transcribe", "pitch", "eval")
+_WITH_DECODING = ("transcribe", "pitch", "listen", "eval")
 _DECODING = "decoding_"
 
 

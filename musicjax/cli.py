@@ -67,6 +67,13 @@ def pitch(args: argparse.Namespace) -> int:
     return _write_each(args, jobs, pitch_files, hop_ms=args.hop, centred=not args.not_centred)
 
 
+def listen(args: argparse.Namespace) -> int:
+    """Sound as it comes to notes or pitch; exit code 1 when the sound failed on the way."""
+    from musicjax.terminal.listen import run
+
+    return run(args, decoding_of(args))
+
+
 def caption(args: argparse.Namespace) -> int:
     """Recordings to sentences about them; exit codes as `transcribe`."""
     from musicjax.tasks.caption import FORMATS
@@ -415,6 +422,7 @@ _TASK_OF_VERB = {
 _VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "transcribe": transcribe,
     "pitch": pitch,
+    "listen": listen,
     "caption": caption,
     "compare": compare,
     "models": models,

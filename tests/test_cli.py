@@ -13,7 +13,10 @@ from musicjax.notes import read_csv, read_midi
 from musicjax.tasks import transcribe as task
 from musicjax.version import __version__
 
-VERBS = ("transcribe", "pitch", "compare", "models", "train", "eval", "data", "convert", "bench")
+VERBS = (
+    "transcribe", "pitch", "listen", "compare", "models", "train", "eval", "data", "convert",
+    "bench",
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

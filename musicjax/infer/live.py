@@ -36,7 +36,8 @@ SILENCE_DB = -90.0
 class Figures:
     """How the listening goes. Counts are since it began.
 
-    time_s       of the sound heard so far, lost sound counted
+    time_s       of the sound that has come so far, lost sound counted
+    heard_s      up to which all events have been told
     latency_s    from sound in the air until its events are told: what the device and the resampler
                  keep, the model's look-ahead, waiting and computing
     load         share of one processor's time that hearing takes; above 1 it cannot keep up
@@ -49,6 +50,7 @@ class Figures:
     """
 
     time_s: float = 0.0
+    heard_s: float = 0.0
     latency_s: float = 0.0
     load: float = 0.0
     level_db: float = SILENCE_DB
@@ -98,7 +100,7 @@ class Listening:
         self.queue = SoundQueue(buffer_s)
         self.figures = Figures()
         self.notices: deque[str] = deque(maxlen=100)
-        self._tell = tell
+        self.tell = tell
         self._told_s: dict[str, float] = {}  # when each kind of trouble was told
         self._resampler: Resampler | None = None
         self._place = 0  # of the next sample of the queue
@@ -234,7 +236,7 @@ class Listening:
 
     def _counted(self) -> Figures:
         figures, queue = self.figures, self.queue
-        figures.time_s = self.streamer.time_s
+        figures.time_s, figures.heard_s = self.streamer.time_s, self.streamer.heard_s
         figures.overruns, figures.underruns = queue.overruns, queue.underruns + self._dries
         return replace(figures)
 
@@ -244,8 +246,8 @@ class Listening:
             return
         self._told_s[kind] = now_s
         self.notices.append(sentence)
-        if self._tell is not None:
-            self._tell(sentence)
+        if self.tell is not None:
+            self.tell(sentence)
 
 
 class Resampler:

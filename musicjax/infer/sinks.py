@@ -263,12 +263,14 @@ class MidiPort:
 
     def close(self, end_s: float = 0.0) -> None:
         """End what sounds and close the port."""
-        if not self._port.closed:
+        if self._port.closed:
+            return
+        with contextlib.suppress(OutputError):  # a port that is gone has told it already
             for pitch in sorted(self._sounding):
                 self._off(pitch, 64)
             if self._bent:
                 self._send("pitchwheel", pitch=0)
-            self._port.close()
+        self._port.close()
 
     def _on(self, pitch: int, velocity: int) -> None:
         if pitch in self._sounding:  # a synthesiser would count two and end one
@@ -295,7 +297,13 @@ class MidiPort:
             self._on(round(midi), PITCH_VELOCITY)
 
     def _send(self, kind: str, **fields: int) -> None:
-        self._port.send(self._mido.Message(kind, **fields))
+        try:
+            self._port.send(self._mido.Message(kind, **fields))
+        except Exception as error:  # of rtmidi, see above
+            raise OutputError(
+                f"the {self.name} takes nothing any more ({error}); what was heard until then is "
+                "kept."
+            ) from error
 
 
 def _matching(name: str, there: Sequence[str]) -> str:

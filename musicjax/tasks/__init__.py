@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from musicjax.tasks.choice import choose as choose
     from musicjax.tasks.comparison import Comparison as Comparison
     from musicjax.tasks.comparison import compare as compare
+    from musicjax.tasks.live import listen as listen
     from musicjax.tasks.loading import load as load
     from musicjax.tasks.pitch import PitchTrack as PitchTrack
     from musicjax.tasks.pitch import PitchTracker as PitchTracker
@@ -29,6 +30,7 @@ _EXPORTS = {
     "choose": "choice",
     "compare": "comparison",
     "evaluate": "transcribe",
+    "listen": "live",
     "load": "loading",
 }
 

@@ -90,10 +90,10 @@ class Reader:
 if __name__ == "__main__":
     from musicjax.cli import main
     from musicjax.infer.stream import Streamer
-    from musicjax.tasks import listen
+    from musicjax.tasks import live
 
     def load_streamer(model=None, *, pitch=False, **others):
         return Streamer(Tones(pitch=pitch), bad_samples="silence")
 
-    listen.load_streamer = load_streamer
+    live.choose_live, live.load_streamer = lambda pitch: "tones", load_streamer
     sys.exit(main(["listen", *sys.argv[1:]]))

@@ -1,0 +1,160 @@
+"""The command `musicjax listen`: what hears what, where it is written, and how it ends."""
+
+import argparse
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from musicjax.errors import ConfigError, MusicJaxError, OutputError
+from musicjax.infer.live import Figures, Listening
+from musicjax.infer.sinks import JsonLines, Lines, MidiPort, Sink, closing, file_sink
+from musicjax.infer.sources import Microphone, PcmFormat, PcmStream, PlayedFile, Source
+from musicjax.infer.stream import NoteOn, PitchFrame
+from musicjax.terminal import Bar, print_json, say
+
+NO_NAME = ""  # of --midi-port without one
+
+
+def run(args: argparse.Namespace, options: dict[str, Any]) -> int:
+    """Listen as asked until the sound ends or Ctrl-C; exit code 1 when the sound failed midway."""
+    from rich.console import Console
+
+    source = _source(args)
+    console = Console(stderr=True)
+    drawn = console.is_terminal and not args.plain
+    with contextlib.ExitStack() as stack:
+        stack.callback(source.close)
+        sinks, end_s = _sinks(args, drawn), [0.0]
+        stack.enter_context(closing(sinks, lambda: end_s[0]))
+        with Bar("listening") as bar:
+            listening, model = _listening(args, source, options, bar)
+        outputs = [sink.name for sink in sinks if sink.name != "stdout"]
+        show, tell = None, say
+        if drawn:
+            from musicjax.terminal.live import LiveView
+
+            view = LiveView(model, source.name, outputs, pitch=args.pitch, console=console)
+            stack.enter_context(view)
+            show, tell = view.show, view.tell
+        else:
+            say(f"{model} hears {source.name}; Ctrl-C ends.")
+        listening.tell = tell
+        heard, failed = 0, None
+        with _stopping(listening):
+            try:
+                for moment in listening.moments():
+                    end_s[0] = moment.figures.time_s
+                    for sink in sinks:
+                        sink.write(moment.events)
+                    heard += sum(_counts(event) for event in moment.events)
+                    if show is not None:
+                        show(moment)
+            except MusicJaxError as error:
+                if not end_s[0]:
+                    raise
+                failed = error
+    return _told(args, source, outputs, listening.figures, heard, failed)
+
+
+def _counts(event: Any) -> bool:
+    return isinstance(event, NoteOn) or (isinstance(event, PitchFrame) and event.f0_hz > 0)
+
+
+def _source(args: argparse.Namespace) -> Source:
+    """What is listened to. Raises its errors, and ConfigError for options of another source."""
+    raw = {"--format": args.format, "--rate": args.rate, "--channels": args.channels}
+    given = [name for name, value in raw.items() if value is not None]
+    if given and not args.stdin:
+        raise ConfigError(f"{' and '.join(given)} tell how sound comes in with --stdin; give that.")
+    if args.as_fast_as_possible and not (args.stdin or args.file):
+        raise ConfigError("--as-fast-as-possible is for --file and --stdin; a microphone cannot.")
+    if args.stdin:
+        form = PcmFormat(args.format or "s16le", args.rate or 16000, args.channels or 1)
+        return PcmStream(form=form, own_speed=False if args.as_fast_as_possible else None)
+    if args.file:
+        return PlayedFile(args.file, own_speed=not args.as_fast_as_possible)
+    device = args.device_in
+    return Microphone(int(device) if device and device.isdigit() else device)
+
+
+def _sinks(args: argparse.Namespace, drawn: bool) -> list[Sink]:
+    """Where events go; all are opened before the model is loaded, which takes longer."""
+    sinks: list[Sink] = []
+    places = [os.path.realpath(output) for output in args.output]
+    if args.file and os.path.realpath(args.file) in places:
+        raise OutputError(f"the output {args.file} is also the input; write to another name.")
+    if len(set(places)) < len(places):
+        raise OutputError("two outputs are one file; give each a name of its own.")
+    for output in args.output:
+        sinks.append(file_sink(output, pitch=args.pitch))
+    if args.midi_port is not None:
+        sinks.append(MidiPort(None if args.midi_port == NO_NAME else args.midi_port))
+    if args.json:
+        sinks.append(JsonLines(sys.stdout))
+    elif not drawn or not sys.stdout.isatty():
+        sinks.append(Lines())
+    return sinks
+
+
+def _listening(
+    args: argparse.Namespace, source: Source, options: dict[str, Any], bar: Bar
+) -> tuple[Listening, str]:
+    """The stream of the model, and the model's name."""
+    from musicjax.tasks import live
+
+    model = args.model or live.choose_live(args.pitch)
+    streamer = live.load_streamer(
+        model, pitch=args.pitch, device=args.device, progress=bar.fetched, **options
+    )
+    return Listening(streamer, source, buffer_s=args.buffer), str(model)
+
+
+@contextlib.contextmanager
+def _stopping(listening: Listening) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the stream, and all that was heard is written; a second Ctrl-C stops
+    at once."""
+
+    def stop(number: int, frame: Any) -> None:
+        if listening.queue.stopped and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        listening.stop()
+
+    before: dict[signal.Signals, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _told(
+    args: argparse.Namespace,
+    source: Source,
+    outputs: list[str],
+    figures: Figures,
+    heard: int,
+    failed: MusicJaxError | None,
+) -> int:
+    """How it went, in a sentence; the exit code."""
+    what = f"{heard} {'frames with a pitch' if args.pitch else 'notes'}"
+    where = f" -> {', '.join(outputs)}" if outputs else ""
+    trouble = [
+        f"{figures.lost_s:.1f} s were lost in {figures.overruns} over-runs"
+        * bool(figures.overruns),
+        f"{figures.underruns} under-runs" * bool(figures.underruns),
+        f"{figures.bad_samples} samples were no numbers" * bool(figures.bad_samples),
+    ]
+    also = "".join(f"; {sentence}" for sentence in trouble if sentence)
+    if failed is not None:
+        if args.json:
+            print_json({"error": str(failed), "exit_code": 1})
+        say(str(failed))
+    say(f"heard {figures.time_s:.1f} s of {source.name}: {what}{where}{also}.")
+    return 0 if failed is None else 1
