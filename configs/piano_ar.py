@@ -17,7 +17,7 @@ first one made, `--init runs/FIRST --init-names`, with `--model.frozen` and a lo
 from dataclasses import replace
 
 from musicjax.data.pipeline import DataConfig
-from musicjax.models.piano_ar.model import get_config as model_config
+from musicjax.models.piano_ar.config import get_config as model_config
 from musicjax.train.config import CheckpointConfig, OptimConfig, RunConfig
 from musicjax.train.recipes import find_recipe, tiny_run
 from musicjax.types import Policy

@@ -6,7 +6,7 @@ import numpy as np
 
 from musicjax.audio.framing import StreamSpec
 from musicjax.errors import ConfigError
-from musicjax.models.piano_ar.model import PianoARConfig
+from musicjax.models.piano_ar.config import PianoARConfig
 from musicjax.models.piano_ar.states import begins, weights
 from musicjax.notes import Event, NoteOff, NoteOn, Notes
 
@@ -38,14 +38,14 @@ def decode(
     next_end = np.concatenate([next_end, np.full((1, pitches), count)])
     start, pitch = np.nonzero(rise)
     stop = next_end[start + 1, pitch]
-    rate = config.frontend.sample_rate / config.frontend.hop_length
+    hop, rate = config.frontend.hop_length, config.frontend.sample_rate
     midi = np.full(len(start), _NO_VELOCITY)
     if "velocity" in activations:
         midi = midi_velocity(np.asarray(activations["velocity"])[start, pitch])
-    keep = (stop - start) / rate >= min_duration_s
+    keep = (stop - start) * hop / rate >= min_duration_s
     return Notes.from_arrays(
-        onset_s=start[keep] / rate,
-        offset_s=stop[keep] / rate,
+        onset_s=start[keep] * hop / rate,
+        offset_s=stop[keep] * hop / rate,
         pitch=pitch[keep] + config.min_pitch,
         velocity=midi[keep],
     )
@@ -76,9 +76,12 @@ class Reader:
             time_s = self.spec.time_s(first_frame + t)
             ended = self._on & (rise | ~sounding)
             events += [NoteOff(time_s, self._key(p)) for p in np.flatnonzero(ended)]
-            for p in np.flatnonzero(rise):
-                told = _NO_VELOCITY if velocity is None else int(midi_velocity(velocity[t, p]))
-                events.append(NoteOn(time_s, self._key(p), told))
+            keys = np.flatnonzero(rise)
+            told = np.full(len(keys), _NO_VELOCITY)
+            if velocity is not None:
+                told = midi_velocity(velocity[t, keys])
+            for p, v in zip(keys, told.tolist(), strict=True):
+                events.append(NoteOn(time_s, self._key(p), v))
             self._on = (self._on & ~ended) | rise
         return events
 

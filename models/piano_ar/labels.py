@@ -3,7 +3,7 @@
 import numpy as np
 
 from musicjax.audio.frontend import num_frames
-from musicjax.models.piano_ar.model import PianoARConfig
+from musicjax.models.piano_ar.config import PianoARConfig
 from musicjax.models.piano_ar.states import write
 from musicjax.notes import Notes
 

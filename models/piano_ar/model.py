@@ -7,134 +7,28 @@ recording can be written down while it is being played (`stream.py`). `card.md` 
 forms of this file differ from the paper.
 """
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Integer
 
-from musicjax.audio.frontend import FrontendConfig, spectrogram
-from musicjax.audio.presets import preset
-from musicjax.errors import AudioError, ConfigError
-from musicjax.models.piano_ar.states import STATES, StateSet, onset_codes, sounding_codes, weights
+from musicjax.audio.framing import StreamSpec
+from musicjax.audio.frontend import spectrogram
+from musicjax.errors import AudioError
+from musicjax.models.piano_ar import decoding, stream
+from musicjax.models.piano_ar.config import PianoARConfig
+from musicjax.models.piano_ar.states import onset_codes, sounding_codes, weights
 from musicjax.nn import LSTM, ConvStack
 from musicjax.nn.products import dense_product
-from musicjax.types import LOWEST_PITCH, NUM_PITCHES, Key, Policy
+from musicjax.types import Key
 
-Forcing = Literal["truth", "sampled", "corrupted"]
 Carry = dict[str, Array]
-
-
-@dataclass(frozen=True)
-class PianoARConfig:
-    """Everything that distinguishes one form of the system from another. Hashable, static.
-
-    The defaults are the paper's network as its training code has it.
-    """
-
-    frontend: FrontendConfig = preset("ar_piano")  # noqa: RUF009 - frozen
-    min_pitch: int = LOWEST_PITCH
-    num_pitches: int = NUM_PITCHES
-    states: StateSet = "five"
-    conv_channels: tuple[int, int, int] = (48, 48, 96)
-    conv_ahead: tuple[int, int, int] = (1, 1, 1)  # frames that each convolution hears ahead
-    fc_units: int = 768
-    embedding: int = 2  # numbers that tell the LSTM of one key's state in the frame before
-    lstm_units: int = 768
-    lstm_layers: int = 2
-    lstm_biases: Literal[1, 2] = 2  # PyTorch keeps two that are added
-    dropout: tuple[float, float, float] = (0.25, 0.25, 0.5)
-    # Additions of this library, off in the published forms: a second acoustic model beside the
-    # first, so that one can hear onsets and one what sounds; the last layer also sees the acoustic
-    # models directly; and the strength of each key's onset is told.
-    two_stacks: bool = False
-    skip: bool = False
-    velocity: bool = False
-    # Training. The states of the frame before are the true ones; or some of them, `forcing_rate` of
-    # all, are those that the network itself says, or random ones. The rate of own states rises from
-    # zero to this over `forcing_steps` steps as the inverse sigmoid of Bengio et al. 2015.
-    forcing: Forcing = "truth"
-    forcing_rate: float = 0.5
-    forcing_steps: int = 0
-    onset_weight: float = 1.0  # of cells in which a note begins
-    frozen: tuple[Literal["stack", "frame_stack"], ...] = ()  # acoustic models that do not learn
-    # Decoding: what the probabilities of onsets are multiplied by (the public demo: 2).
-    onset_boost: float = 1.0
-    policy: Policy = Policy()  # noqa: RUF009 - frozen
-
-    def __post_init__(self) -> None:
-        if self.states not in STATES:
-            raise ConfigError(f"states is {self.states!r}; choose one of {', '.join(STATES)}.")
-        if not set(self.conv_ahead) <= {0, 1}:
-            raise ConfigError(
-                f"conv_ahead is {self.conv_ahead}; a convolution of three frames hears 0 or 1 of "
-                "them ahead."
-            )
-        if not 0 <= self.forcing_rate <= 1:
-            raise ConfigError(f"forcing_rate is {self.forcing_rate}; expected 0 to 1.")
-
-    @property
-    def num_states(self) -> int:
-        """States of a key."""
-        return len(STATES[self.states])
-
-    @property
-    def acoustic_units(self) -> int:
-        """Numbers that the acoustic models give for a frame."""
-        return self.fc_units * (1 + self.two_stacks)
-
-
-# Silence before and after a recording, instead of its mirror: a stream knows no future.
-_STREAMED: dict[str, Any] = {
-    "padding": "zeros",
-    "drop_last_sample": False,
-    "drop_last_frame": True,
-}
-
-
-def _small(**fields: Any) -> PianoARConfig:
-    """Sizes and filters of `onsets_frames.small`, whose onset and activation stacks fit."""
-    frontend = replace(preset("onsets_frames"), **_STREAMED)
-    sizes: dict[str, Any] = {
-        "conv_channels": (16, 16, 32),
-        "fc_units": 256,
-        "lstm_units": 384,
-        "lstm_biases": 1,
-        "dropout": (0.0, 0.0, 0.0),
-        "onset_weight": 2.0,
-    }
-    added = {"two_stacks": True, "skip": True, "velocity": True}
-    return PianoARConfig(frontend=frontend, **(sizes | added | fields))
-
-
-def get_config(variant: str = "base") -> PianoARConfig:
-    """The config of a variant.
-
-    base (also called paper): the paper's, 14,594,994 parameters. demo: the same as the authors'
-    public real-time demonstration has it. small: 4,251,834 parameters, two acoustic models of the
-    shape of those of `onsets_frames.small`, hears 160 ms ahead and tells velocities. small_fast:
-    the same hearing 64 ms ahead. tiny: for tests.
-    """
-    variants = {
-        "base": PianoARConfig,
-        "paper": PianoARConfig,
-        # Its frames begin where the sound does; here they are counted from their centres.
-        "demo": lambda: PianoARConfig(
-            frontend=replace(preset("online_amt"), **_STREAMED), onset_boost=2.0
-        ),
-        "small": _small,
-        "small_fast": lambda: _small(conv_ahead=(0, 0, 0)),
-        "tiny": lambda: _small(conv_channels=(2, 2, 4), fc_units=12, lstm_units=16),
-    }
-    if variant not in variants:
-        raise ConfigError(
-            f"piano_ar has no variant {variant!r}; choose one of {', '.join(variants)}."
-        )
-    return variants[variant]()
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["state", "velocity"], meta_fields=[])
@@ -299,15 +193,16 @@ class PianoAR(nnx.Module):
                 h = lstm(h, mask)
             return PianoAROutput(*self.ends(h, skipped))
 
+    def _stacks(self) -> list[tuple[str, ConvStack]]:
+        pairs = [("stack", self.stack), ("frame_stack", self.frame_stack)]
+        return [(name, stack) for name, stack in pairs if stack is not None]
+
     def acoustic(
         self, features: Float[Array, "B T F"], mask: Array | None, train: bool, key: Key | None
     ) -> Float[Array, "B T D"]:
         """What the acoustic models hear; those that are frozen hear as they do outside training."""
         heard: list[Array] = []
-        for name in ("stack", "frame_stack"):
-            stack = getattr(self, name)
-            if stack is None:
-                continue
+        for name, stack in self._stacks():
             learning = train and name not in self.config.frozen
             own = jax.random.fold_in(key, len(heard)) if learning and key is not None else None
             x = stack(features, mask=mask, train=learning, key=own)
@@ -394,6 +289,47 @@ class PianoAR(nnx.Module):
             found["velocity"] = jnp.clip(out.velocity, 0.0, 1.0)
         return found
 
+    # The network of a stream: `musicjax.infer.stream.StreamingModel` -----------------------------
+
+    @property
+    def stream_spec(self) -> StreamSpec:
+        """Rate, hop and look-ahead of a stream. Raises ConfigError where there cannot be one."""
+        return stream.stream_spec(self.config)
+
+    def stream_start(self, batch: int) -> stream.StreamState:
+        """The state before the first sample: what `stream.start_signal` keeps, `stack` (and
+        `frame_stack`), the two frames that each convolution heard last, and `carry`, see `start`.
+        """
+        state = stream.start_signal(self.config.frontend, batch)
+        state |= {name: s.start(batch) for name, s in self._stacks()}
+        return state | {"carry": self.start(batch)}
+
+    def stream_step(
+        self, state: stream.StreamState, samples: Float[Array, "B N"]
+    ) -> tuple[stream.StreamState, dict[str, Float[Array, "B 1 ..."]]]:
+        """A hop of samples more; the activations of one frame, as `activations` gives them."""
+        state, features = stream.next_features(state, samples, self.config.frontend)
+        frame, count = state["frame"], state["count"]
+        heard: list[Array] = []
+        for name, stack in self._stacks():
+            state[name], x = stack.step(state[name], features, frame, count)
+            heard.append(x[:, 0])
+        gates, skipped = self.heard(jnp.concatenate(heard, axis=-1))
+        after, (logits, velocity) = self.advance(state["carry"], gates, skipped)
+        begun = frame >= sum(self.config.conv_ahead)
+        carry = jax.tree.map(lambda new, old: jnp.where(begun, new, old), after, state["carry"])
+        out = PianoAROutput(logits[:, None], None if velocity is None else velocity[:, None])
+        return {**state, "carry": carry}, self.told_activations(out)
+
+    def stream_end(self, state: stream.StreamState) -> stream.StreamState:
+        """The sound has ended: no frame after those of its hops exists."""
+        count = state["frame"] + 1 + stream.feature_delay(self.config.frontend)
+        return {**state, "count": count}
+
+    def stream_reader(self, **options: Any) -> decoding.Reader:
+        """A reader of one stream's notes."""
+        return decoding.reader(self.config, self.stream_spec, **options)
+
 
 def shifted(states: Integer[Array, "B T P"]) -> Integer[Array, "B T P"]:
     """The states of the frame before; before the first, all are off."""
@@ -406,10 +342,10 @@ def sampling_rate(step: Array | float, steps: int) -> Float[Array, ""]:
     One less the inverse sigmoid decay k / (k + exp(i / k)) of S. Bengio et al., "Scheduled Sampling
     for Sequence Prediction", 2015, with k such that half is reached there.
     """
-    # ln k = i / k at the half, so k ln k = steps / 2; four Newton steps from a good first guess.
+    # ln k = i / k at the half, so k ln k = steps / 2; Newton's method finds it.
     k = max(steps / 16, 2.0)
     for _ in range(8):
-        k -= (k * float(jnp.log(k)) - steps / 2) / (float(jnp.log(k)) + 1)
+        k -= (k * math.log(k) - steps / 2) / (math.log(k) + 1)
     return 1 - k / (k + jnp.exp(jnp.minimum(step / k, 80.0)))
 
 

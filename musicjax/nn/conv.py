@@ -106,6 +106,18 @@ class Conv2D(nnx.Module):
             return y
         return y + self.bias[...].astype(self.dtype)
 
+    def next_frame(self, x: Float[Array, "B rows F C"]) -> Float[Array, "B 1 F C_out"]:
+        """The one frame that as many frames as the kernel has rows give; without the bias."""
+        rows, columns, *channels = self.kernel.shape
+        beside = columns // 2
+        padded = jnp.pad(x, ((0, 0), (0, 0), (beside, beside), (0, 0)))
+        bins = x.shape[2]
+        # One product, of all that a bin hears: a convolution of one frame takes twice as long.
+        heard = [padded[:, i, j : j + bins] for i in range(rows) for j in range(columns)]
+        kernel = self.kernel[...].astype(self.dtype).reshape(-1, channels[-1])
+        y = jnp.concatenate(heard, axis=-1).astype(self.dtype) @ kernel
+        return y[:, None]
+
 
 def max_pool_frequency(x: Float[Array, "B T F C"], size: int) -> Float[Array, "B T F_out C"]:
     """Largest of every `size` neighbouring bins; bins left over at the top are dropped."""

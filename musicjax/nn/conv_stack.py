@@ -12,11 +12,13 @@ from itertools import pairwise
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from musicjax.nn.conv import Conv2D, dropout, mask_frames, max_pool_frequency
 from musicjax.nn.norm import BatchNormReLU
 from musicjax.types import Key, Policy
+
+Tails = tuple[Array, ...]  # of each convolution (B, 2, F, C): its last two input frames
 
 _LECUN = nnx.initializers.lecun_normal()
 
@@ -68,6 +70,7 @@ class ConvStack(nnx.Module):
             param_dtype=policy.param,
             rngs=rngs,
         )
+        self.bins = bins
         self.relu, self.ahead, self.dropout = relu, ahead, dropout
 
     def __call__(
@@ -96,5 +99,42 @@ class ConvStack(nnx.Module):
         x = dropout(x, self.dropout[0], keys[0])
         x = max_pool_frequency(block(x, self.conv3, self.norm3, ahead[2]), 2)
         x = dropout(x, self.dropout[1], keys[1])
+        return dropout(self._dense(x), self.dropout[2], keys[2])
+
+    def _dense(self, x: Float[Array, "B T F C"]) -> Float[Array, "B T D"]:
         x = self.fc(x.reshape(*x.shape[:2], -1))
-        return dropout(jax.nn.relu(x) if self.relu else x, self.dropout[2], keys[2])
+        return jax.nn.relu(x) if self.relu else x
+
+    def start(self, batch: int) -> Tails:
+        """What each convolution has heard before the first frame: two frames that do not exist."""
+        first, second = (conv.kernel.shape[-1] for conv in (self.conv1, self.conv2))
+        shapes = [(self.bins, 1), (self.bins, first), (self.bins // 2, second)]
+        return tuple(jnp.zeros((batch, 2, *shape), self.conv1.dtype) for shape in shapes)
+
+    def step(
+        self,
+        tails: Tails,
+        features: Float[Array, "B 1 F"],
+        frame: Int[Array, ""],
+        count: Int[Array, ""],
+    ) -> tuple[Tails, Float[Array, "B 1 D"]]:
+        """One frame more of a stream: the new tails, and what frame `frame - sum(ahead)` gives.
+
+        `frame` is the number of the frame whose features come, `count` that of all frames of the
+        sound. What lies before the first or after the last is zero, as it is for a whole recording;
+        what such a frame itself would give means nothing.
+        """
+        layers = ((self.conv1, self.norm1), (self.conv2, self.norm2), (self.conv3, self.norm3))
+        kept = []
+        x = features[..., None].astype(self.conv1.dtype)
+        for layer, (tail, ahead, (conv, norm)) in enumerate(
+            zip(tails, self.ahead, layers, strict=True)
+        ):
+            exists = (frame >= 0) & (frame < count)
+            x = jnp.concatenate([tail, jnp.where(exists, x, 0)], axis=1)
+            kept.append(x[:, 1:])
+            bias = None if conv.bias is None else conv.bias[...]
+            x = norm(conv.next_frame(x), train=False, offset=bias)
+            x = max_pool_frequency(x, 2) if layer else x
+            frame = frame - ahead
+        return tuple(kept), self._dense(x)
