@@ -167,8 +167,9 @@ class Listening:
         seconds = len(samples) / rate
         weight = 1 - math.exp(-seconds / _SMOOTH_S)
         self.figures.load += weight * ((now_s - begun_s) / seconds - self.figures.load)
-        behind_s = piece.end / rate - self.streamer.heard_s + now_s - piece.arrived_s
-        latency_s = self.source.latency_s + behind_s
+        resampler_s = max(piece.end / rate - self.streamer.time_s, 0.0)
+        behind_s = now_s - piece.arrived_s
+        latency_s = self.source.latency_s + resampler_s + self.streamer.spec.latency_s + behind_s
         if not self.figures.latency_s:
             weight = 1.0
         self.figures.latency_s += weight * (latency_s - self.figures.latency_s)

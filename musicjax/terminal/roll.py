@@ -130,8 +130,9 @@ class RollView:
         for key, (name, colour) in wanted:
             if key not in first:
                 continue
-            begin, end = first[key], first[key] + len(name)
-            if end <= len(columns) and all(end < b or begin > e for b, e, *_ in taken):
+            begin = min(first[key], len(columns) - len(name))
+            end = begin + len(name)
+            if begin >= 0 and all(end < b or begin > e for b, e, *_ in taken):
                 taken.append((begin, end, name, colour))
         for begin, _, name, colour in sorted(taken):
             text.append(" " * (begin - len(text.plain)))

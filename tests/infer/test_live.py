@@ -259,77 +259,10 @@ def test_wrong_formats_are_told(streamer, monkeypatch):
 # Microphones ----------------------------------------------------------------------------------
 
 
-class FakeSoundCard(types.ModuleType):
-    """sounddevice with one microphone that takes 48 kHz only and plays a melody into the callback.
-
-    `ends` says how: "unplugged" after the sound, with a flag of `overflow` in the middle of it.
-    """
-
-    class PortAudioError(Exception):
-        pass
-
-    def __init__(self, *, rates=(48000,), inputs=1, ends="unplugged", overflow=False, missing=0):
-        super().__init__("sounddevice")
-        self.rates, self.inputs, self.ends = rates, inputs, ends
-        self.overflow, self.missing = overflow, missing
-        self.opened, self.closed = [], 0
-
-    def query_devices(self, device=None, kind=None):
-        card = {"name": "Fake Mic", "default_samplerate": 48000.0, "max_input_channels": 1}
-        if kind is None:
-            return [card] * self.inputs
-        if not self.inputs or device == "other":
-            raise self.PortAudioError("Error querying device -1")
-        return card
-
-    def check_input_settings(self, *, device, channels, dtype, samplerate):
-        if samplerate not in self.rates:
-            raise self.PortAudioError("Invalid sample rate")
-
-    def InputStream(self, **settings):
-        self.opened.append(settings["samplerate"])
-        return _FakeStream(self, settings)
-
-
-class _FakeStream:
-    latency = 0.012
-
-    def __init__(self, card, settings):
-        self.card, self.settings, self.active = card, settings, False
-
-    def start(self):
-        if self.card.ends == "busy":
-            raise self.card.PortAudioError("Device unavailable")
-        self.active = True
-        self.thread = threading.Thread(target=self.play, daemon=True)
-        self.thread.start()
-
-    def play(self):
-        rate, size = self.settings["samplerate"], 480
-        sound = melody([69, 72], 0.3, rate)
-        for place in range(0, len(sound) - size, size):
-            over = self.card.overflow and place == 10 * size
-            if over:
-                sound = np.concatenate([sound[:place], sound[place + self.card.missing :]])
-            if place + size > len(sound):
-                break
-            shift = self.card.missing if self.card.overflow and place >= 10 * size else 0
-            flags = types.SimpleNamespace(input_overflow=over, input_underflow=False)
-            when = types.SimpleNamespace(inputBufferAdcTime=100.0 + (place + shift) / rate)
-            self.settings["callback"](sound[place : place + size, None], size, when, flags)
-            time.sleep(0.002)
-        self.active = False
-        if self.card.ends == "unplugged":
-            self.settings["finished_callback"]()
-
-    def close(self):
-        self.card.closed += 1
-
-
 @pytest.fixture
 def card(monkeypatch):
     def plug(**facts):
-        found = FakeSoundCard(**facts)
+        found = tones.FakeSoundCard(**facts)
         monkeypatch.setitem(sys.modules, "sounddevice", found)
         return found
 

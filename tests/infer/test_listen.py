@@ -1,0 +1,235 @@
+"""`musicjax listen` as a person runs it: real pipes, Ctrl-C, files that are kept, sentences."""
+
+import importlib.util
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from mido.ports import EchoPort
+from rich.console import Console
+
+import musicjax
+from musicjax.cli import main
+from musicjax.errors import ConfigError, WeightsError
+from musicjax.hub.availability import Availability
+from musicjax.infer.stream import NoteOn, PitchFrame, Streamer
+from musicjax.notes import read_csv, read_midi
+from musicjax.notes.contour import read_contour
+from musicjax.tasks import live
+from musicjax.terminal import live as view
+
+TONES = Path(__file__).with_name("tones.py")
+_spec = importlib.util.spec_from_file_location("tones", TONES)
+tones = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(tones)
+
+
+@pytest.fixture(scope="module")
+def streamers():
+    return {pitch: Streamer(tones.Tones(pitch=pitch), bad_samples="silence") for pitch in (0, 1)}
+
+
+@pytest.fixture(autouse=True)
+def tones_listen(streamers, tmp_path, monkeypatch):
+    """Tones are what is heard by default, in an empty folder."""
+
+    def load_streamer(model=None, *, pitch=False, **_):
+        streamers[pitch].reset()
+        return streamers[pitch]
+
+    monkeypatch.setattr(live, "load_streamer", load_streamer)
+    monkeypatch.setattr(live, "choose_live", lambda pitch: "tones")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def wav(tmp_path):
+    soundfile.write(tmp_path / "song.wav", tones.melody([69, 72], 0.2), tones.RATE)
+    return "song.wav"
+
+
+def test_a_pipe_at_real_speed_and_ctrl_c(root, tmp_path):
+    """Lines come while it sounds, and Ctrl-C in the middle of a note leaves whole files."""
+    command = [sys.executable, TONES, "--stdin", "--rate", "24000", "--json", "-o", "take.mid"]
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=False,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )
+    sound = np.concatenate([tones.melody([60, 67, 72], 0.4, 24000), tones.tone(76, 30.0, 24000)])
+    raw, begun_s = (sound * 32767).astype("<i2").tobytes(), []
+
+    def play():
+        process.stderr.readline()  # "tones hears stdin": it listens
+        begun_s.append(time.monotonic())
+        for place in range(0, len(raw), 960):  # of 20 ms
+            ahead_s = begun_s[0] + place / 48000 - time.monotonic()
+            time.sleep(max(ahead_s, 0.0))
+            try:
+                process.stdin.write(raw[place : place + 960])
+                process.stdin.flush()
+            except OSError:
+                return
+
+    player = threading.Thread(target=play, daemon=True)
+    player.start()
+    lines, late_s = [], []
+    while not lines or lines[-1]["pitch"] != 76:
+        lines.append(json.loads(process.stdout.readline()))
+        late_s.append(time.monotonic() - begun_s[0] - lines[-1]["time_s"])
+    process.send_signal(signal.SIGINT)
+    lines += [json.loads(line) for line in process.stdout.read().splitlines()]
+    assert process.wait(10) == 0, process.stderr.read()
+    assert [line["note"] for line in lines if line["event"] == "on"] == ["C4", "G4", "C5", "E5"]
+    assert lines[-1]["event"] == "off"
+    assert min(late_s) > 0.0  # nothing is told before it sounds
+    assert np.median(late_s) < 0.5
+    notes = read_midi(tmp_path / "take.mid")
+    assert notes.pitch.tolist() == [60, 67, 72, 76]
+    np.testing.assert_allclose(notes.onset_s, [0.1, 0.6, 1.1, 1.6], atol=0.06)
+    assert b"4 notes -> take.mid" in process.stderr.read()
+
+
+def test_a_file_to_its_end_into_all_forms(wav, capfd):
+    outputs = [word for name in ("a.mid", "a.csv", "a.jsonl") for word in ("-o", name)]
+    assert main(["listen", "--file", wav, "--as-fast-as-possible", *outputs]) == 0
+    said = capfd.readouterr()
+    assert [line.split()[2] for line in said.out.splitlines()] == ["A4", "A4", "C5", "C5"]
+    assert "2 notes -> a.mid, a.csv, a.jsonl." in said.err
+    assert read_midi("a.mid").pitch.tolist() == read_csv("a.csv").pitch.tolist() == [69, 72]
+    assert len(Path("a.jsonl").read_text().splitlines()) == 4
+
+
+def test_the_pitch_of_a_file(wav, capfd):
+    args = ["listen", "--file", wav, "--as-fast-as-possible", "--pitch", "-o", "a.csv", "--json"]
+    assert main(args) == 0
+    lines = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    contour = read_contour("a.csv")
+    assert len(lines) == len(contour)
+    assert {line["note"] for line in lines} == {"", "A4 +0", "C5 +0"}
+
+
+def test_an_unplugged_device_keeps_the_files(monkeypatch, capfd):
+    monkeypatch.setitem(sys.modules, "sounddevice", tones.FakeSoundCard())
+    args = ["listen", "--device-in", "0", "-o", "a.mid", "--json", "--buffer", "5"]
+    assert main(args) == 1
+    said = capfd.readouterr()
+    assert "Fake Mic stopped giving sound" in said.err
+    assert json.loads(said.out.splitlines()[-1])["exit_code"] == 1
+    assert read_midi("a.mid").pitch.tolist() == [69, 72]
+
+
+def test_notes_go_to_a_midi_port(wav, monkeypatch, capfd):
+    import mido
+
+    port = EchoPort()
+    monkeypatch.setattr(port, "close", lambda: None)
+    system = type(
+        "System",
+        (),
+        {
+            "get_output_names": lambda self: ["Synth"],
+            "open_output": lambda self, name, virtual: port,
+        },
+    )
+    monkeypatch.setattr("musicjax.infer.sinks._mido", lambda backend: (mido, system()))
+    assert main(["listen", "--file", wav, "--as-fast-as-possible", "--midi-port", "synth"]) == 0
+    sent = [(m.type, m.note) for m in port.iter_pending()]
+    assert sent == [("note_on", 69), ("note_off", 69), ("note_on", 72), ("note_off", 72)]
+    assert "MIDI port Synth" in capfd.readouterr().err
+    assert main(["listen", "--file", wav, "--midi-port", "organ"]) == 2
+    assert "there are: Synth" in capfd.readouterr().err
+
+
+def test_a_terminal_shows_the_roll_and_says_how_it_went(wav, monkeypatch, capfd):
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=100, height=30)
+    monkeypatch.setattr(view, "FRAME_S", 0.0)
+    monkeypatch.setattr("rich.console.Console", lambda **_: console)
+    assert main(["listen", "--file", wav, "-o", "a.mid"]) == 0
+    drawn = screen.getvalue()
+    assert "\x1b[?1049h" in drawn and drawn.endswith("\x1b[?1049l")
+    for shown in ("tones", "song.wav", "a.mid", "latency", "load", "C4"):
+        assert shown in drawn
+    said = capfd.readouterr()
+    assert len(said.out.splitlines()) == 4  # stdout is no terminal here
+    assert "2 notes -> a.mid" in said.err
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (["--file", "gone.wav"], "gone.wav does not exist"),
+        (["--file", "song.wav", "-o", "song.wav"], "also the input"),
+        (["--file", "song.wav", "-o", "a.mid", "-o", "a.mid"], "two outputs are one file"),
+        (["--file", "song.wav", "-o", "a.wav"], "no ending"),
+        (["--file", "song.wav", "--rate", "8000"], "--stdin"),
+        (["--as-fast-as-possible"], "a microphone cannot"),
+        (["--file", "song.wav", "--buffer", "0"], "a buffer of 0"),
+        (["--stdin", "--format", "mp3"], "s16le, s32le, f32le"),
+        (["--stdin", "--file", "song.wav"], "not allowed with"),
+    ],
+)
+def test_wrong_use_is_told_before_anything_is_heard(wav, args, sentence, monkeypatch, capfd):
+    monkeypatch.setitem(sys.modules, "sounddevice", tones.FakeSoundCard())
+    assert main(["listen", *args]) == 2
+    assert sentence in capfd.readouterr().err
+
+
+def test_without_a_sound_card_it_says_what_to_do(monkeypatch, capfd):
+    monkeypatch.setitem(sys.modules, "sounddevice", tones.FakeSoundCard(inputs=0))
+    assert main(["listen"]) == 2
+    said = capfd.readouterr().err
+    assert "no microphone" in said and "--stdin" in said and "--file" in said
+
+
+def test_from_python(wav):
+    events = list(musicjax.listen([tones.melody([69], 0.2)], sample_rate=tones.RATE))
+    assert [event.pitch for event in events if isinstance(event, NoteOn)] == [69]
+    with musicjax.listen(wav, pitch=True) as listening:
+        frames = list(listening)
+    assert all(isinstance(frame, PitchFrame) for frame in frames)
+    assert listening.figures.time_s == pytest.approx(0.7, abs=0.05)
+    with pytest.raises(ConfigError, match="sample_rate"):
+        musicjax.listen([np.zeros(10)])
+
+
+# Which model listens --------------------------------------------------------------------------
+
+
+def test_models_that_hear_whole_recordings_are_refused_with_those_that_can():
+    with pytest.raises(ConfigError, match=r"onsets_frames.small hears whole recordings"):
+        live.check_live("onsets_frames.small")
+    live.check_live("somewhere/model.safetensors")
+
+
+def test_the_model_is_the_one_made_for_it_or_the_smallest_at_hand(monkeypatch):
+    monkeypatch.undo()
+    where = {"crepe.tiny": Availability("cached"), "crepe.full": Availability("cached")}
+    cards = {id(musicjax.model_card(name)): where[name] for name in where}
+    monkeypatch.setattr(live, "PITCH_MODEL", "crepe.full")
+    monkeypatch.setattr(
+        live, "availability", lambda card: cards.get(id(card), Availability("none"))
+    )
+    monkeypatch.setattr(live, "can_stream", lambda model: model.__name__ == "Crepe")
+    assert live.choose_live(True) == "crepe.full"
+    monkeypatch.setattr(live, "PITCH_MODEL", "crepe.gone")
+    assert live.choose_live(True) == "crepe.tiny"
+    cards.clear()
+    with pytest.raises(WeightsError, match=r"weights at hand; these can: crepe.tiny \(no weights"):
+        live.choose_live(True)
+    with pytest.raises(WeightsError, match="none here can"):
+        live.choose_live(False)
