@@ -47,7 +47,7 @@ class PianoAR(nnx.Module):
     """The network: features to the state of every key in every frame."""
 
     float32_activations: ClassVar[tuple[str, ...]] = ("state",)  # decoding takes the largest again
-    context_s: ClassVar[float] = 2.0
+    context_s: ClassVar[float] = 0.2  # of the convolutions; the LSTM's memory is carried on
 
     def __init__(self, config: PianoARConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -274,6 +274,29 @@ class PianoAR(nnx.Module):
         if frames is not None:
             mask = jnp.arange(features.shape[1]) < frames[:, None]
         return self.told_activations(self(features, mask=mask))
+
+    def carried_activations(
+        self,
+        audio: Float[Array, "B N"],
+        frames: Int[Array, "B"],
+        carry: Carry,
+        first: Int[Array, ""],
+        stop: Int[Array, ""],
+    ) -> tuple[Carry, dict[str, Float[Array, "B T ..."]]]:
+        """`activations` of a window of a longer recording, of its frames from `first` to `stop`.
+
+        `carry` is the memory of the frames before `first`; that of the frames up to `stop` comes
+        back. The other frames are only what the convolutions hear of them.
+        """
+        features = spectrogram(audio, self.config.frontend)
+        place = jnp.arange(features.shape[1])
+        mask = place < frames[:, None]
+        precision = self.config.policy.matmul_precision
+        with jax.default_matmul_precision(None if precision == "default" else precision):
+            acoustic = self.acoustic(features, mask, False, None)
+            kept = mask & (place >= first) & (place < stop)
+            carry, out = self.follow(carry, acoustic, kept)
+        return carry, self.told_activations(out)
 
     def told_activations(self, out: PianoAROutput) -> dict[str, Float[Array, "B T ..."]]:
         """Probabilities, from logits."""

@@ -1,7 +1,16 @@
 """How a task is run: recordings of any length, many files, devices and the compile cache."""
 
 from musicjax.infer.devices import find_device, keep_compiled
-from musicjax.infer.long import FixedLayout, Layout, Runner, Window, layout, stitch, windows
+from musicjax.infer.long import (
+    CarryingRunner,
+    FixedLayout,
+    Layout,
+    Runner,
+    Window,
+    layout,
+    stitch,
+    windows,
+)
 from musicjax.infer.recordings import (
     Collector,
     Heard,
@@ -16,6 +25,7 @@ from musicjax.infer.sequences import AgreeingRunner, SequenceRunner
 
 __all__ = [
     "AgreeingRunner",
+    "CarryingRunner",
     "Collector",
     "FixedLayout",
     "Heard",

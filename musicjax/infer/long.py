@@ -10,7 +10,7 @@ import collections
 import contextlib
 import functools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -257,6 +257,55 @@ class Runner:
             pending.append((filled, self.batch(*_stack(filled, layout))))
         while pending:
             yield from _results(*pending.popleft())
+
+
+class CarryingRunner(Runner):
+    """A model that remembers what it said: each window goes on where the last one was kept to.
+
+    So a recording gives the same activations however it is cut, and the same as a stream of it. Its
+    windows follow each other and are heard one at a time, whatever the batch size of the layout.
+    The model has `start(1)`, a pytree of what it remembers before a recording, and
+    `carried_activations(audio, frames, carry, first, stop) -> (carry, {name: (1, T, ...)})`, which
+    goes on from `carry` at frame `first` of the window and gives it back as of frame `stop`.
+    """
+
+    def __init__(
+        self, model: nnx.Module, layout: Layout, *, device: jax.Device | None = None
+    ) -> None:
+        super().__init__(model, replace(layout, batch_size=1), device=device)
+        graph, _ = nnx.split(model)
+        exact = frozenset(getattr(model, "float32_activations", ()))
+
+        @jax.jit
+        def activations(state: nnx.State, carry: Any, *window: jax.Array) -> tuple:
+            model: Any = nnx.merge(graph, state)
+            audio, frames, first, stop = window
+            carry, found = model.carried_activations(audio, frames, carry, first, stop)
+            return carry, {n: v if n in exact else v.astype(jnp.float16) for n, v in found.items()}
+
+        self._activations = activations
+        self._start = jax.jit(lambda state: nnx.merge(graph, state).start(1))  # type: ignore
+
+    def run(
+        self, jobs: Iterable[tuple[Any, Window]]
+    ) -> Iterator[tuple[Any, Window, dict[str, np.ndarray]]]:
+        """Each window with its activations, in order."""
+        pending: tuple[list[tuple[Any, Window]], dict[str, Any]] | None = None
+        heard: Any = None  # the recording whose memory `carry` is
+        carry: Any = None
+        for job, window in jobs:
+            if carry is None or job != heard:
+                heard, carry = job, self._start(self._state)
+            audio, frames = _stack([(job, window)], self.layout)
+            places = (np.int32(window.keep.start), np.int32(window.keep.stop))
+            arguments = jax.device_put((audio, frames, *places), self.device)
+            with contextlib.nullcontext() if self.programs else mending_cache():
+                carry, found = self._activations(self._state, carry, *arguments)
+            if pending is not None:
+                yield from _results(*pending)
+            pending = [(job, window)], found
+        if pending is not None:
+            yield from _results(*pending)
 
 
 def _stack(filled: list[tuple[Any, Window]], layout: AnyLayout) -> tuple[np.ndarray, np.ndarray]:

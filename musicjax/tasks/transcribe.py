@@ -18,6 +18,7 @@ from musicjax.errors import ConfigError, DataError, OutputError
 from musicjax.hub import LoadedModel
 from musicjax.infer import (
     AgreeingRunner,
+    CarryingRunner,
     FixedLayout,
     Heard,
     Layout,
@@ -232,7 +233,9 @@ class Transcriber:
             raise ConfigError(_NOT_TOGETHER.format(name=self.name))
         else:
             plan = _plan(loaded.model, frontend, window_s, batch_size, on_cpu)
-            self.runner = Runner(loaded.model, plan, device=device)
+            carries = hasattr(loaded.model, "carried_activations")
+            runner: Any = CarryingRunner if carries else Runner
+            self.runner = runner(loaded.model, plan, device=device)
         if isinstance(self.runner.layout, FixedLayout):
             self.frames_per_s = self.runner.layout.frames_per_s(frontend.sample_rate)
         self._decode = loaded.system.resolve("decode")

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from musicjax.audio import Audio
 from musicjax.audio.presets import preset
 from musicjax.errors import ConfigError
+from musicjax.infer import CarryingRunner, hear, layout
 from musicjax.infer.stream import Streamer, StreamingModel, can_stream, events_to_notes
 from musicjax.models.piano_ar import stream
 from musicjax.models.piano_ar.config import PianoARConfig, get_config
@@ -119,6 +121,20 @@ def test_notes_are_those_of_the_whole_whatever_the_blocks(streamer, streamer_who
     events += streamer.finish()
     assert events_to_notes(events) == expected
     assert streamer.programs == 1
+
+
+def test_a_recording_in_windows_is_what_it_is_in_one(streamer_whole, sound):
+    """What it said last goes from window to window, and never from one recording to the next."""
+    model = lively(TINY)
+    plan = layout(16000, HOP, context_s=model.context_s, window_s=0.6, batch_size=3)
+    runner = CarryingRunner(model, plan)
+    recordings = [Audio(row[None], 16000) for row in sound]
+    for row, heard in zip(sound, hear(runner, recordings, 16000), strict=True):
+        whole = streamer_whole(row[None])
+        assert heard.activations["state"].dtype == np.float32
+        np.testing.assert_allclose(heard.activations["state"], whole["state"][0], atol=1e-5)
+        np.testing.assert_allclose(heard.activations["onset"], whole["onset"][0], atol=1e-3)
+    assert runner.programs == 1
 
 
 def test_single_samples_nan_and_a_gap(streamer, sound):
