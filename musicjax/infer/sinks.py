@@ -323,7 +323,7 @@ def _mido(backend: Any) -> tuple[Any, Any]:
         import mido
 
         if backend is None:
-            backend = mido.Backend("mido.backends.rtmidi", load=True)
+            backend = mido.Backend(load=True)  # rtmidi, unless MIDO_BACKEND says otherwise
     except ImportError as error:
         raise MissingDependencyError(
             "a live MIDI port needs mido and python-rtmidi: pip install 'musicjax[live]'; "

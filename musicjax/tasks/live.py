@@ -9,6 +9,7 @@ import numpy as np
 from musicjax import registry
 from musicjax.errors import ConfigError, WeightsError
 from musicjax.hub.availability import availability
+from musicjax.hub.weights import find_weights, read_header
 from musicjax.infer.live import Listening
 from musicjax.infer.sources import Blocks, Microphone, PlayedFile, Source
 from musicjax.infer.stream import Streamer, can_stream
@@ -84,8 +85,7 @@ def load_streamer(
 
     keep_compiled()
     chosen = find_device(device)
-    name = choose_live(pitch) if model is None else os.fspath(model)
-    check_live(name)
+    name, _ = resolve(model, pitch)
     loaded = load_model(name, progress=progress)
     return Streamer(loaded.model, bad_samples="silence", device=chosen, **options)
 
@@ -120,15 +120,26 @@ def choose_live(pitch: bool = False) -> str:
     )
 
 
-def check_live(name: str) -> None:
-    """Raise ConfigError for the name of a model that hears whole recordings only."""
-    if name.split(".")[0] not in registry.systems() or os.path.exists(name):
-        return  # a file, or a name that is not known: told when it is loaded
-    system = registry.find_card(name)[0]
+def resolve(model: str | os.PathLike[str] | None, pitch: bool = False) -> tuple[str, bool]:
+    """The name or file of the model that is to listen, and whether it follows a pitch.
+
+    Raises ConfigError for one that hears whole recordings only, and for one of notes where a pitch
+    is asked for; ModelNotFoundError where there is none; and what `choose_live` raises.
+    """
+    if model is None:
+        return choose_live(pitch), pitch
+    name = os.fspath(model)
+    if os.path.exists(name):
+        system = registry.find_system(read_header(find_weights(name))["system"])
+    else:
+        system = registry.find_card(name)[0]
     if not can_stream(system.resolve("model")):
         raise ConfigError(
             f"{name} hears whole recordings and cannot listen live; {_told(live_models())}."
         )
+    if pitch and system.task != _TASK[True]:
+        raise ConfigError(f"{name} writes down notes and follows no pitch; leave one of them out.")
+    return name, system.task == _TASK[True]
 
 
 def _told(names: list[str]) -> str:

@@ -23,21 +23,27 @@ def run(args: argparse.Namespace, options: dict[str, Any]) -> int:
     """Listen as asked until the sound ends or Ctrl-C; exit code 1 when the sound failed midway."""
     from rich.console import Console
 
+    from musicjax.tasks import live
+
     source = _source(args)
     console = Console(stderr=True)
     drawn = console.is_terminal and not args.plain
     with contextlib.ExitStack() as stack:
         stack.callback(source.close)
-        sinks, end_s = _sinks(args, drawn), [0.0]
+        model, pitch = live.resolve(args.model, args.pitch)
+        sinks, end_s = _sinks(args, pitch, drawn), [0.0]
         stack.enter_context(closing(sinks, lambda: end_s[0]))
         with Bar("listening") as bar:
-            listening, model = _listening(args, source, options, bar)
+            streamer = live.load_streamer(
+                model, device=args.device, progress=bar.fetched, **options
+            )
+        listening = Listening(streamer, source, buffer_s=args.buffer)
         outputs = [sink.name for sink in sinks if sink.name != "stdout"]
         show, tell = None, say
         if drawn:
             from musicjax.terminal.live import LiveView
 
-            view = LiveView(model, source.name, outputs, pitch=args.pitch, console=console)
+            view = LiveView(model, source.name, outputs, pitch=pitch, console=console)
             stack.enter_context(view)
             show, tell = view.show, view.tell
         else:
@@ -57,7 +63,10 @@ def run(args: argparse.Namespace, options: dict[str, Any]) -> int:
                 if not end_s[0]:
                     raise
                 failed = error
-    return _told(args, source, outputs, listening.figures, heard, failed)
+    what = f"{heard} {'frames with a pitch' if pitch else 'notes'}"
+    if outputs:
+        what += f" -> {', '.join(outputs)}"
+    return _told(args, source, listening.figures, what, failed)
 
 
 def _counts(event: Any) -> bool:
@@ -81,7 +90,7 @@ def _source(args: argparse.Namespace) -> Source:
     return Microphone(int(device) if device and device.isdigit() else device)
 
 
-def _sinks(args: argparse.Namespace, drawn: bool) -> list[Sink]:
+def _sinks(args: argparse.Namespace, pitch: bool, drawn: bool) -> list[Sink]:
     """Where events go; all are opened before the model is loaded, which takes longer."""
     sinks: list[Sink] = []
     places = [os.path.realpath(output) for output in args.output]
@@ -90,7 +99,7 @@ def _sinks(args: argparse.Namespace, drawn: bool) -> list[Sink]:
     if len(set(places)) < len(places):
         raise OutputError("two outputs are one file; give each a name of its own.")
     for output in args.output:
-        sinks.append(file_sink(output, pitch=args.pitch))
+        sinks.append(file_sink(output, pitch=pitch))
     if args.midi_port is not None:
         sinks.append(MidiPort(None if args.midi_port == NO_NAME else args.midi_port))
     if args.json:
@@ -98,19 +107,6 @@ def _sinks(args: argparse.Namespace, drawn: bool) -> list[Sink]:
     elif not drawn or not sys.stdout.isatty():
         sinks.append(Lines())
     return sinks
-
-
-def _listening(
-    args: argparse.Namespace, source: Source, options: dict[str, Any], bar: Bar
-) -> tuple[Listening, str]:
-    """The stream of the model, and the model's name."""
-    from musicjax.tasks import live
-
-    model = args.model or live.choose_live(args.pitch)
-    streamer = live.load_streamer(
-        model, pitch=args.pitch, device=args.device, progress=bar.fetched, **options
-    )
-    return Listening(streamer, source, buffer_s=args.buffer), str(model)
 
 
 @contextlib.contextmanager
@@ -137,14 +133,11 @@ def _stopping(listening: Listening) -> Iterator[None]:
 def _told(
     args: argparse.Namespace,
     source: Source,
-    outputs: list[str],
     figures: Figures,
-    heard: int,
+    what: str,
     failed: MusicJaxError | None,
 ) -> int:
     """How it went, in a sentence; the exit code."""
-    what = f"{heard} {'frames with a pitch' if args.pitch else 'notes'}"
-    where = f" -> {', '.join(outputs)}" if outputs else ""
     trouble = [
         f"{figures.lost_s:.1f} s were lost in {figures.overruns} over-runs"
         * bool(figures.overruns),
@@ -156,5 +149,5 @@ def _told(
         if args.json:
             print_json({"error": str(failed), "exit_code": 1})
         say(str(failed))
-    say(f"heard {figures.time_s:.1f} s of {source.name}: {what}{where}{also}.")
+    say(f"heard {figures.time_s:.1f} s of {source.name}: {what}{also}.")
     return 0 if failed is None else 1

@@ -19,7 +19,7 @@ from rich.console import Console
 
 import musicjax
 from musicjax.cli import main
-from musicjax.errors import ConfigError, WeightsError
+from musicjax.errors import ConfigError, ModelNotFoundError, WeightsError
 from musicjax.hub.availability import Availability
 from musicjax.infer.stream import NoteOn, PitchFrame, Streamer
 from musicjax.notes import read_csv, read_midi
@@ -43,11 +43,12 @@ def tones_listen(streamers, tmp_path, monkeypatch):
     """Tones are what is heard by default, in an empty folder."""
 
     def load_streamer(model=None, *, pitch=False, **_):
-        streamers[pitch].reset()
-        return streamers[pitch]
+        found = streamers[pitch or model == "pitch"]
+        found.reset()
+        return found
 
     monkeypatch.setattr(live, "load_streamer", load_streamer)
-    monkeypatch.setattr(live, "choose_live", lambda pitch: "tones")
+    monkeypatch.setattr(live, "resolve", lambda _, pitch: ("pitch" if pitch else "tones", pitch))
     monkeypatch.chdir(tmp_path)
 
 
@@ -210,10 +211,16 @@ def test_from_python(wav):
 # Which model listens --------------------------------------------------------------------------
 
 
-def test_models_that_hear_whole_recordings_are_refused_with_those_that_can():
-    with pytest.raises(ConfigError, match=r"onsets_frames.small hears whole recordings"):
-        live.check_live("onsets_frames.small")
-    live.check_live("somewhere/model.safetensors")
+def test_models_that_cannot_listen_are_refused_with_those_that_can(tiny_weights, monkeypatch):
+    monkeypatch.undo()
+    for whole in ("onsets_frames.small", tiny_weights):
+        with pytest.raises(ConfigError, match=r"hears whole recordings.*these can: "):
+            live.resolve(whole)
+    with pytest.raises(ModelNotFoundError):
+        live.resolve("no.such")
+    assert live.resolve("piano_ar.small") == ("piano_ar.small", False)
+    with pytest.raises(ConfigError, match="follows no pitch"):
+        live.resolve("piano_ar.small", pitch=True)
 
 
 def test_the_model_is_the_one_made_for_it_or_the_smallest_at_hand(monkeypatch):

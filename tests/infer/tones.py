@@ -161,8 +161,9 @@ if __name__ == "__main__":
     from musicjax.infer.stream import Streamer
     from musicjax.tasks import live
 
-    def load_streamer(model=None, *, pitch=False, **others):
-        return Streamer(Tones(pitch=pitch), bad_samples="silence")
+    def load_streamer(model, **others):
+        return Streamer(Tones(pitch=model == "pitch"), bad_samples="silence")
 
-    live.choose_live, live.load_streamer = lambda pitch: "tones", load_streamer
+    live.resolve = lambda model, pitch: ("pitch" if pitch else "tones", pitch)
+    live.load_streamer = load_streamer
     sys.exit(main(["listen", *sys.argv[1:]]))
