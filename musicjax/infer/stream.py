@@ -19,7 +19,6 @@ from dataclasses import replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
@@ -169,12 +168,14 @@ class Streamer:
         self._step: Any = jax.jit(step, donate_argnums=1)
         with mending_cache():
             state = self._end(self._weights, self._fresh())
-            silence = jnp.zeros((1, self.spec.hop), jnp.float32)
+            silence = jax.device_put(np.zeros((1, self.spec.hop), np.float32), self._device)
             jax.block_until_ready(self._step(self._weights, state, silence))
 
     def _fresh(self) -> State:
         # Leaves that are equal may share memory, which cannot be given away twice.
-        return jax.tree.map(lambda leaf: leaf.copy(), self._start(self._weights))
+        # Where a device was asked for they are bound to it, as what a step gives is.
+        state = jax.tree.map(lambda leaf: leaf.copy(), self._start(self._weights))
+        return jax.device_put(state, self._device)
 
     def _begin(self) -> None:
         self.state: State = self._fresh()

@@ -9,6 +9,7 @@ import time
 import types
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import soundfile
@@ -182,6 +183,17 @@ def test_the_queue_drops_what_waits_and_keeps_count():
     assert not queue.put(np.zeros(5, np.float32))
     with pytest.raises(ConfigError, match="buffer of 0"):
         SoundQueue(0)
+
+
+def test_on_a_device_by_name_the_step_is_compiled_once(streamer):
+    """What was compiled before the first sound serves it, a skip, and the next stream."""
+    bound = Streamer(tones.Tones(), device=jax.devices()[0])
+    sound = melody([69, 72], 0.2)
+    found = bound.feed(sound) + bound.skip(100) + bound.feed(sound) + bound.finish()
+    assert pitches(found) == [69, 72, 69, 72]
+    bound.reset()
+    assert bound.feed(sound)
+    assert bound.programs == 1
 
 
 # Files and pipes ------------------------------------------------------------------------------
