@@ -78,7 +78,7 @@ def main() -> None:
             print(f"{peer} is not installed: left out")
         else:
             subjects[peer, peer] = _by_package(PEERS[peer]())
-    for name, pieces in _sets(arguments.sets, arguments.shared, arguments.font, arguments.minutes):
+    for name, pieces in sets(arguments.sets, arguments.shared, arguments.font, arguments.minutes):
         for (subject, model), score in subjects.items():
             means = score(pieces)
             print(
@@ -155,7 +155,7 @@ PEERS: dict[str, Callable[[], Callable[[Example], Notes]]] = {
 # Sets -----------------------------------------------------------------------------------------
 
 
-def _sets(
+def sets(
     wanted: Iterable[str], shared: Path, font: Path, minutes: float
 ) -> Iterable[tuple[str, Pieces]]:
     if {"clips", "clips, rooms"} & {*wanted}:
