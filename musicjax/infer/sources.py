@@ -96,16 +96,18 @@ class _Patience:
     A live stream is ahead of our clock by what its pipe held when reading began, and by how much
     its own clock is fast, never by more. Sound out of a file is, when nobody stops it; once it was,
     it may wait for ever. Until then one that is ahead waits, and one that is not is live: what
-    cannot be heard in time is dropped.
+    cannot be heard in time is dropped. `own_speed` says which it is, where that is known.
     """
 
-    def __init__(self, held_s: float, clock: Callable[[], float]) -> None:
-        self._held_s, self._clock = held_s, clock
+    def __init__(self, held_s: float, clock: Callable[[], float], own_speed: bool | None) -> None:
+        self._held_s, self._clock, self._own_speed = held_s, clock, own_speed
         self._begun_s: float | None = None
         self._free = False
 
     def may_wait(self, received_s: float) -> bool:
         """`received_s` seconds of sound have come by now."""
+        if self._own_speed is not None:
+            return not self._own_speed
         if self._begun_s is None:
             self._begun_s = self._clock()
         ahead_s = received_s - _FAST_CLOCK * (self._clock() - self._begun_s)
@@ -139,19 +141,28 @@ class PlayedFile(_Thread):
 
 
 class Blocks(_Thread):
-    """Blocks of any length from an iterable: (N,) or (C, N), floats in -1..1 or int16."""
+    """Blocks of any length from an iterable: (N,) or (C, N), floats in -1..1 or int16.
+
+    `own_speed` as `PcmStream` takes it.
+    """
 
     def __init__(
-        self, source: Iterable[np.ndarray], sample_rate: int, *, name: str = "blocks"
+        self,
+        source: Iterable[np.ndarray],
+        sample_rate: int,
+        *,
+        name: str = "blocks",
+        own_speed: bool | None = None,
     ) -> None:
         super().__init__()
         if sample_rate < 1:
             raise AudioError(f"sample_rate is {sample_rate}; give the rate of the blocks in Hz.")
         self.name, self._source, self._rate = name, source, sample_rate
+        self._own_speed = own_speed
 
     def _bring(self, queue: SoundQueue, wanted_rate: int) -> None:
         queue.begin(self._rate)
-        patience, received = _Patience(0.0, queue.clock), 0
+        patience, received = _Patience(0.0, queue.clock, self._own_speed), 0
         for block in self._source:
             mono = as_mono(block)
             received += len(mono)
@@ -247,12 +258,11 @@ class PcmStream(_Thread):
         waiting: bytes | None = self._head(chunks)
         queue.begin(self.form.sample_rate)
         per_s = self.form.frame_bytes * self.form.sample_rate
-        patience, received = _Patience(_PIPE_BYTES / per_s, queue.clock), 0
+        patience, received = _Patience(_PIPE_BYTES / per_s, queue.clock, self._own_speed), 0
         while waiting is not None:
             whole = len(waiting) // self.form.frame_bytes * self.form.frame_bytes
             received += whole
-            waits = self._own_speed is False
-            waits = waits or (self._own_speed is None and patience.may_wait(received / per_s))
+            waits = patience.may_wait(received / per_s)
             if whole and not queue.put(self.form.decoded(waiting[:whole]), may_wait=waits):
                 return
             more = next(chunks, None)

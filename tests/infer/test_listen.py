@@ -61,6 +61,7 @@ def wav(tmp_path):
 def test_a_pipe_at_real_speed_and_ctrl_c(root, tmp_path):
     """Lines come while it sounds, and Ctrl-C in the middle of a note leaves whole files."""
     command = [sys.executable, TONES, "--stdin", "--rate", "24000", "--json", "-o", "take.mid"]
+    command += ["--buffer", "5"]
     process = subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
@@ -97,7 +98,7 @@ def test_a_pipe_at_real_speed_and_ctrl_c(root, tmp_path):
     assert [line["note"] for line in lines if line["event"] == "on"] == ["C4", "G4", "C5", "E5"]
     assert lines[-1]["event"] == "off"
     assert min(late_s) > 0.0  # nothing is told before it sounds
-    assert np.median(late_s) < 0.5
+    assert np.median(late_s) < 1.0
     notes = read_midi(tmp_path / "take.mid")
     assert notes.pitch.tolist() == [60, 67, 72, 76]
     np.testing.assert_allclose(notes.onset_s, [0.1, 0.6, 1.1, 1.6], atol=0.06)
