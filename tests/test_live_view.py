@@ -101,7 +101,7 @@ def test_who_hears_what_and_how_well_is_told():
     assert "latency 118 ms" in rows[-1] and "load 25 %" in rows[-1] and "notes 3" in rows[-1]
     assert "over/under-runs 0/0" in rows[-1] and "lost" not in rows[-1]
     worse = text(cells(view(CHORD, overruns=2, underruns=1, lost_s=3.25, bad_samples=7)))
-    assert "over/under-runs 2/1  lost 3.2 s  NaN 7" in worse[-1]
+    assert "over/under-runs 2/1  lost 3.2 s  no sound 7" in worse[-1]
 
 
 def test_the_level_and_its_peak_that_holds():

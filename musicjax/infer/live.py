@@ -28,6 +28,7 @@ _PIECE_S = 0.05  # heard at once at most, so that figures and displays keep movi
 _POLL_S = 0.05  # how often one who waits for sound looks around
 _LATE_S = 0.25  # after which a stream that should sound has run dry
 _TELL_AGAIN_S = 5.0  # between two sentences on the same trouble
+_ABSURD = 1000.0  # times full scale: garbage, not sound
 _SMOOTH_S = 1.0  # over which load and latency are averaged
 SILENCE_DB = -90.0
 
@@ -46,7 +47,7 @@ class Figures:
     underruns    times that sound did not come in time
     lost_s       seconds of sound that were lost
     stalls       times that no sound came for long
-    bad_samples  NaN and infinity, heard as silence
+    bad_samples  NaN, infinity and absurdly large ones, heard as silence
     """
 
     time_s: float = 0.0
@@ -176,18 +177,18 @@ class Listening:
         return events
 
     def _clean(self, samples: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
-        """NaN and infinity as silence: one of them would stay in a resampler for ever."""
-        finite = np.isfinite(samples)
-        if finite.all():
+        """What is no sound as silence: a NaN would stay in a resampler, or a state, for ever."""
+        sound = np.abs(samples) < _ABSURD  # which NaN is not
+        if sound.all():
             return samples
-        bad = len(samples) - int(finite.sum())
+        bad = len(samples) - int(sound.sum())
         self.figures.bad_samples += bad
         self._say(
             "bad",
-            f"{self.figures.bad_samples} samples by {self.streamer.time_s:.1f} s were no numbers "
-            "(NaN or infinity) and are heard as silence.",
+            f"{self.figures.bad_samples} samples by {self.streamer.time_s:.1f} s were no sound "
+            f"(NaN, or beyond {_ABSURD:.0f} times full scale) and are heard as silence.",
         )
-        return np.where(finite, samples, np.float32(0.0))
+        return np.where(sound, samples, np.float32(0.0))
 
     def _at_model_rate(self, samples: Float[np.ndarray, " N"]) -> Float[np.ndarray, " M"]:
         wanted = self.streamer.spec.sample_rate

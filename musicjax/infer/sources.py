@@ -180,8 +180,10 @@ def as_mono(block: np.ndarray) -> Float[np.ndarray, " N"]:
             f"a block of sound has shape {block.shape} and dtype {block.dtype}; give (samples,) or "
             "(channels, samples), floats in -1..1 or int16."
         )
-    mono = block if block.ndim == 1 else block.mean(axis=0, dtype=np.float32)
-    return mono.astype(np.float32, copy=False)
+    if block.ndim == 1 or len(block) == 1:
+        return block.reshape(-1).astype(np.float32, copy=False)
+    with np.errstate(invalid="ignore", over="ignore"):
+        return block.mean(axis=0, dtype=np.float32)
 
 
 # Pipes ----------------------------------------------------------------------------------------
@@ -215,8 +217,8 @@ class PcmFormat:
         """Whole frames as mono float32."""
         samples = np.frombuffer(data, FORMATS[self.kind])
         scale = 1.0 if self.kind == "f32le" else 2.0 ** (8 * samples.itemsize - 1)
-        mono = samples.reshape(-1, self.channels).astype(np.float32).mean(axis=1)
-        return (mono / scale).astype(np.float32, copy=False)
+        with np.errstate(invalid="ignore"):  # what is no number is counted later
+            return as_mono(samples.reshape(-1, self.channels).T.astype(np.float32) / scale)
 
     def __str__(self) -> str:
         voices = "mono" if self.channels == 1 else f"{self.channels} channels"
@@ -251,7 +253,7 @@ class PcmStream(_Thread):
                 "or ffmpeg -i song.mp3 -f s16le -ac 1 -ar 16000 - | musicjax listen --stdin."
             )
         self.form, self._stream, self._own_speed = form, stream, own_speed
-        self.name = "stdin"
+        self.name = f"stdin ({form})"
 
     def _bring(self, queue: SoundQueue, wanted_rate: int) -> None:
         chunks = self._chunks()
@@ -293,7 +295,7 @@ class PcmStream(_Thread):
             found = _after_wav_header(data)
             if found is not None:
                 self.form, rest = found
-                self.name = f"stdin, WAV, {self.form}"
+                self.name = f"stdin (WAV, {self.form})"
                 return rest
         return data
 

@@ -142,7 +142,7 @@ def _told(
         f"{figures.lost_s:.1f} s were lost in {figures.overruns} over-runs"
         * bool(figures.overruns),
         f"{figures.underruns} under-runs" * bool(figures.underruns),
-        f"{figures.bad_samples} samples were no numbers" * bool(figures.bad_samples),
+        f"{figures.bad_samples} samples were no sound" * bool(figures.bad_samples),
     ]
     also = "".join(f"; {sentence}" for sentence in trouble if sentence)
     if failed is not None:

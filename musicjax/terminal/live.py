@@ -178,7 +178,7 @@ class LiveView:
         if figures.lost_s:
             say("lost", f"{figures.lost_s:.1f} s", BAD)
         if figures.bad_samples:
-            say("NaN", str(figures.bad_samples), BAD)
+            say("no sound", str(figures.bad_samples), BAD)
         if not self.pitch:
             say("notes", str(self._view.count))
         keys = " Ctrl-C ends "
