@@ -179,7 +179,9 @@ def _add_listen(verbs: Any) -> None:
     )
     heard = verb.add_argument_group("what is heard (default: the microphone)")
     one = heard.add_mutually_exclusive_group()
-    one.add_argument("--device-in", metavar="NAME", help="a microphone, by number or part of name")
+    one.add_argument(
+        "--device-in", metavar="NAME", help="a microphone, by number or name; ? lists them"
+    )
     one.add_argument("--file", metavar="FILE", help="a recording, played at its own speed")
     one.add_argument("--stdin", action="store_true", help="raw samples, or a WAV file, on stdin")
     heard.add_argument("--format", metavar="F", help="s16le, s32le or f32le (default: s16le)")
@@ -207,7 +209,7 @@ def _add_listen(verbs: Any) -> None:
         nargs="?",
         const="",
         metavar="NAME",
-        help="send notes to this MIDI port; without a name, make one called musicjax",
+        help="send notes to this MIDI port (? lists them); without a name, make one, musicjax",
     )
     verb.add_argument(
         "--buffer", type=float, default=1.0, metavar="S", help="of sound that may wait (default: 1)"

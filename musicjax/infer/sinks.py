@@ -2,7 +2,8 @@
 
 Each takes events one by one, in order, and is closed at the end, however that comes. What is
 written into files as it is heard is there even when the power fails; a MIDI file is put in place
-as a whole when listening ends.
+as a whole when listening ends. A file that was there before is replaced when the first sound is
+heard, not earlier.
 """
 
 import contextlib
@@ -97,7 +98,7 @@ class JsonLines:
     """One line of JSON an event, in a file or on an open stream, each there at once."""
 
     def __init__(self, target: str | os.PathLike[str] | TextStream) -> None:
-        self._own = _opened(target) if isinstance(target, str | os.PathLike) else None
+        self._own = _File(target) if isinstance(target, str | os.PathLike) else None
         self.name = "stdout" if self._own is None else str(target)
         self._stream: Any = self._own or target
 
@@ -105,8 +106,7 @@ class JsonLines:
         """Write lines and have them go out."""
         for event in events:
             self._stream.write(json.dumps(as_dict(event)) + "\n")
-        if events:
-            self._stream.flush()
+        self._stream.flush()
 
     def close(self, end_s: float) -> None:
         """Close the file, if it is ours."""
@@ -139,9 +139,7 @@ class PitchTable:
     """A row a frame as it is heard: time_s,f0_hz,confidence, as `musicjax pitch` writes them."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.name = str(path)
-        self._file = _opened(path)
-        self._file.write("time_s,f0_hz,confidence\n")
+        self.name, self._file = str(path), _File(path, "time_s,f0_hz,confidence\n")
 
     def write(self, events: Sequence[Event]) -> None:
         """Write the pitch frames."""
@@ -172,8 +170,8 @@ class NotesFile:
         self._events += events
 
     def close(self, end_s: float) -> None:
-        """Write the file."""
-        if self._done:
+        """Write the file, if anything was heard."""
+        if self._done or not (self._events or end_s):
             return
         self._done = True
         frames = [event for event in self._events if isinstance(event, PitchFrame)]
@@ -212,12 +210,32 @@ def file_sink(path: str | os.PathLike[str], *, pitch: bool = False) -> Sink:
     return PitchTable(path) if pitch and suffix == ".csv" else NotesFile(path)
 
 
-def _opened(path: str | os.PathLike[str]) -> IO[str]:
-    check_writable(path)
-    try:
-        return Path(path).open("w", encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written ({error.strerror}).") from error
+class _File:
+    """A text file that is opened when it is first needed; that it can be is asked at once."""
+
+    def __init__(self, path: str | os.PathLike[str], head: str = "") -> None:
+        check_writable(path)
+        self._path, self._head = Path(path), head
+        self._file: IO[str] | None = None
+
+    def write(self, text: str) -> None:
+        if self._file is None:
+            self.flush()
+        assert self._file is not None  # opened just now
+        self._file.write(text)
+
+    def flush(self) -> None:
+        try:
+            if self._file is None:
+                self._file = self._path.open("w", encoding="utf-8", newline="\n")
+                self._file.write(self._head)
+            self._file.flush()
+        except OSError as error:
+            raise OutputError(f"{self._path} cannot be written ({error.strerror}).") from error
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
 
 
 # Live MIDI ------------------------------------------------------------------------------------

@@ -27,7 +27,8 @@ def run(args: argparse.Namespace, options: dict[str, Any]) -> int:
 
     source = _source(args)
     console = Console(stderr=True)
-    drawn = console.is_terminal and not args.plain
+    able = console.is_terminal and not console.is_dumb_terminal
+    drawn = able and console.encoding.startswith("utf") and not args.plain
     with contextlib.ExitStack() as stack:
         stack.callback(source.close)
         model, pitch = live.resolve(args.model, args.pitch)

@@ -191,6 +191,19 @@ def test_wrong_use_is_told_before_anything_is_heard(wav, args, sentence, monkeyp
     assert sentence in capfd.readouterr().err
 
 
+def test_a_model_that_cannot_be_loaded_leaves_files_alone(wav, monkeypatch, capfd):
+    def fails(*_, **__):
+        raise WeightsError("there are no weights.")
+
+    monkeypatch.setattr(live, "load_streamer", fails)
+    Path("a.jsonl").write_text("older\n")
+    outputs = [word for name in ("a.mid", "a.csv", "a.jsonl") for word in ("-o", name)]
+    assert main(["listen", "--file", wav, "--pitch", *outputs]) == 2
+    assert "no weights" in capfd.readouterr().err
+    assert Path("a.jsonl").read_text() == "older\n"
+    assert not list(Path().glob("a.mid")) and not list(Path().glob("a.csv"))
+
+
 def test_without_a_sound_card_it_says_what_to_do(monkeypatch, capfd):
     monkeypatch.setitem(sys.modules, "sounddevice", tones.FakeSoundCard(inputs=0))
     assert main(["listen"]) == 2
