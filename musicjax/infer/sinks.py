@@ -11,11 +11,13 @@ import json
 import math
 import os
 import sys
+from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Float64
 
 from musicjax.errors import MissingDependencyError, OutputError
 from musicjax.files import check_writable
@@ -156,26 +158,34 @@ class PitchTable:
 class NotesFile:
     """The notes, or those of the pitch, as a MIDI file or a table; written at the end, and whole.
 
-    A pitch becomes notes whose wheel follows the voice. Keeps all events.
+    A pitch becomes notes whose wheel follows the voice. Keeps all events, an hour of a pitch in a
+    few MB.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         check_writable(path)
         self.name, self._path = str(path), Path(path)
         self._events: list[Event] = []
+        self._frames = array("d")  # time_s, f0_hz, confidence, and so on
         self._done = False
 
     def write(self, events: Sequence[Event]) -> None:
         """Keep the events."""
-        self._events += events
+        for event in events:
+            if isinstance(event, PitchFrame):
+                self._frames.extend((event.time_s, event.f0_hz, event.confidence))
+            else:
+                self._events.append(event)
 
     def close(self, end_s: float) -> None:
         """Write the file, if anything was heard."""
         if self._done or not (self._events or end_s):
             return
         self._done = True
-        frames = [event for event in self._events if isinstance(event, PitchFrame)]
-        notes = _contour(frames).to_notes() if frames else events_to_notes(self._events, end_s)
+        if self._frames:
+            notes = _contour(np.array(self._frames).reshape(-1, 3)).to_notes()
+        else:
+            notes = events_to_notes(self._events, end_s)
         if self._path.suffix.lower() == ".csv":
             from musicjax.notes import write_csv
 
@@ -184,14 +194,13 @@ class NotesFile:
             write_midi(notes, self._path)
 
 
-def _contour(frames: Sequence[PitchFrame]) -> Contour:
+def _contour(frames: Float64[np.ndarray, "T 3"]) -> Contour:
     """The frames at even times; where sound was lost there is no pitch."""
-    time_s = np.array([frame.time_s for frame in frames])
+    time_s = frames[:, 0]
     hop_s = float(np.median(np.diff(time_s))) if len(time_s) > 1 else 1.0
     place = np.rint(time_s / hop_s).astype(int)
     f0_hz, confidence = np.zeros(place.max() + 1), np.zeros(place.max() + 1)
-    f0_hz[place] = [frame.f0_hz for frame in frames]
-    confidence[place] = [frame.confidence for frame in frames]
+    f0_hz[place], confidence[place] = frames[:, 1], frames[:, 2]
     return Contour.from_arrays(np.arange(len(f0_hz)) * hop_s, f0_hz, confidence)
 
 
