@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import os
 import signal
 import sys
@@ -64,10 +65,12 @@ def run(args: argparse.Namespace, options: dict[str, Any]) -> int:
                 if not end_s[0]:
                     raise
                 failed = error
+    if args.json:
+        _print_end(listening.figures, outputs, failed)
     what = f"{heard} {'frames with a pitch' if pitch else 'notes'}"
     if outputs:
         what += f" -> {', '.join(outputs)}"
-    return _told(args, source, listening.figures, what, failed)
+    return _told(source, listening.figures, what, failed)
 
 
 def _counts(event: Any) -> bool:
@@ -131,13 +134,14 @@ def _stopping(listening: Listening) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _told(
-    args: argparse.Namespace,
-    source: Source,
-    figures: Figures,
-    what: str,
-    failed: MusicJaxError | None,
-) -> int:
+def _print_end(figures: Figures, outputs: list[str], failed: MusicJaxError | None) -> None:
+    """How it went, as the last line of JSON."""
+    told = {name: round(value, 6) for name, value in dataclasses.asdict(figures).items()}
+    error = {} if failed is None else {"error": str(failed), "exit_code": 1}
+    print_json({"event": "end", **told, "outputs": outputs, **error})
+
+
+def _told(source: Source, figures: Figures, what: str, failed: MusicJaxError | None) -> int:
     """How it went, in a sentence; the exit code."""
     trouble = [
         f"{figures.lost_s:.1f} s were lost in {figures.overruns} over-runs"
@@ -147,8 +151,6 @@ def _told(
     ]
     also = "".join(f"; {sentence}" for sentence in trouble if sentence)
     if failed is not None:
-        if args.json:
-            print_json({"error": str(failed), "exit_code": 1})
         say(str(failed))
     say(f"heard {figures.time_s:.1f} s of {source.name}: {what}{also}.")
     return 0 if failed is None else 1

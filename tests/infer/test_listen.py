@@ -96,7 +96,8 @@ def test_a_pipe_at_real_speed_and_ctrl_c(root, tmp_path):
     lines += [json.loads(line) for line in process.stdout.read().splitlines()]
     assert process.wait(10) == 0, process.stderr.read()
     assert [line["note"] for line in lines if line["event"] == "on"] == ["C4", "G4", "C5", "E5"]
-    assert lines[-1]["event"] == "off"
+    assert [line["event"] for line in lines[-2:]] == ["off", "end"]
+    assert lines[-1]["overruns"] == lines[-1]["lost_s"] == 0
     assert min(late_s) > 0.0  # nothing is told before it sounds
     assert np.median(late_s) < 1.0
     notes = read_midi(tmp_path / "take.mid")
@@ -120,8 +121,8 @@ def test_the_pitch_of_a_file(wav, capfd):
     assert main(args) == 0
     lines = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
     contour = read_contour("a.csv")
-    assert len(lines) == len(contour)
-    assert {line["note"] for line in lines} == {"", "A4 +0", "C5 +0"}
+    assert len(lines) == len(contour) + 1
+    assert {line["note"] for line in lines[:-1]} == {"", "A4 +0", "C5 +0"}
 
 
 def test_an_unplugged_device_keeps_the_files(monkeypatch, capfd):
@@ -130,7 +131,9 @@ def test_an_unplugged_device_keeps_the_files(monkeypatch, capfd):
     assert main(args) == 1
     said = capfd.readouterr()
     assert "Fake Mic stopped giving sound" in said.err
-    assert json.loads(said.out.splitlines()[-1])["exit_code"] == 1
+    end = json.loads(said.out.splitlines()[-1])
+    assert (end["event"], end["exit_code"], end["outputs"]) == ("end", 1, ["a.mid"])
+    assert "Fake Mic" in end["error"]
     assert read_midi("a.mid").pitch.tolist() == [69, 72]
 
 
