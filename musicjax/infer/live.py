@@ -223,7 +223,8 @@ class Listening:
     def _no_sound(self) -> list[Event]:
         """None has come in time: count it, say it, let no note hang."""
         dry_s = self.queue.clock() - self._last_s
-        self.figures.level_db = SILENCE_DB
+        if dry_s > _LATE_S:
+            self.figures.level_db = SILENCE_DB
         if not self.source.alive() and not self.queue.finished and dry_s > _LATE_S:
             self.queue.end(AudioError(f"{self.source.name} stopped giving sound."))
         if dry_s > _LATE_S and not self._dry and self._place:
