@@ -1,11 +1,11 @@
 """From how much each pitch is present to one pitch: argmax, local average, or the likeliest path.
 
 The likeliest path is a hidden Markov model of 360 pitches and one state without pitch, worked out
-by Viterbi's algorithm on activations that are normalised to a distribution in each frame. Pitch
-moves by small steps, seldom leaps, and seldom begins or ends. Around the path's bin the pitch is
-refined by a weighted average, so that it is not tied to the 20 cents of a bin. Nothing is random:
-the same activations always give the same contour. What the published decoders do instead is told
-in `card.md`.
+by Viterbi's algorithm on activations that are weighed against each frame's highest. Pitch moves by
+small steps, seldom leaps, and seldom begins or ends. Around the path's bin the pitch is refined by
+a weighted average, so that it is not tied to the 20 cents of a bin. Nothing is random: the same
+activations always give the same contour. What the published decoders do instead is told in
+`card.md`.
 """
 
 import math
@@ -23,7 +23,6 @@ _NEAR = 2  # bins from the path within which the activation's own peak is looked
 # How far pitch may move in a frame: 12 bins in 10 ms, in the published decoder; falls off linearly.
 _STEP_CENTS_PER_S = 12 * BIN_CENTS / 0.01
 _SWITCHES_PER_S = 2.0  # how often a voice is expected to begin or to end
-_PEAK = BIN_CENTS / (25.0 * math.sqrt(2 * math.pi))  # of a label that is normalised to sum 1
 
 Decoder = Literal["viterbi", "local", "argmax"]
 
@@ -33,7 +32,7 @@ def decode(
     config: CrepeConfig,
     *,
     decoder: Decoder = "viterbi",
-    voicing: float = 0.4,
+    voicing: float | None = None,
     silence_db: float = -60.0,
     min_hz: float = 31.0,
     max_hz: float = 2006.0,
@@ -45,7 +44,8 @@ def decode(
     decoder: "viterbi", the likeliest path; "local", the average around each frame's highest bin
     (the published default); "argmax", the middle of the highest bin.
     voicing: how sure the network must be, 0 to 1, for a frame to have a pitch; at 0 every frame
-    has one, silent ones too. silence_db: quieter frames, in dB of full scale, have none.
+    has one, silent ones too; None takes the config's own. silence_db: quieter frames, in dB of
+    full scale, have none.
     min_hz, max_hz: bins outside are not looked at.
     leap: how likely the pitch is to leap from one frame to the next, for "viterbi"; a smaller one
     gives fewer leaps of an octave, 1 lets each frame speak for itself.
@@ -54,6 +54,7 @@ def decode(
     at the pitch, or the highest one where there is none, and 0 where there is silence.
     Raises ConfigError for options that cannot work.
     """
+    voicing = config.voicing if voicing is None else voicing
     _check(decoder, voicing, leap)
     salience = np.asarray(activations["pitch"], np.float32)
     level = np.asarray(activations["level_db"], np.float64)
@@ -126,8 +127,9 @@ def likeliest_path(salience: np.ndarray, hop_s: float, voicing: float, leap: flo
 
     salience: (T, 360) activations; a frame of zeros is silence. `voicing` is the activation of a
     single clean pitch at which a lone frame would be as likely to have a pitch as to have none; 0
-    leaves no state without pitch. A frame's evidence for a bin is its share of the frame's
-    activation, times the frame's highest activation.
+    leaves no state without pitch. A frame's evidence for having a pitch is its highest activation,
+    and for which one, how near a bin's activation comes to it: so a frame that hesitates between
+    two octaves is as surely voiced as one that does not.
     """
     count = len(salience)
     width = max(1, round(_STEP_CENTS_PER_S * hop_s / BIN_CENTS) - 1)
@@ -180,11 +182,12 @@ def _evidence(salience: np.ndarray, voicing: float) -> tuple[np.ndarray, np.ndar
     total = salience.sum(axis=1, keepdims=True)
     highest = salience.max(axis=1, keepdims=True, initial=0.0)
     flat = total <= 0
-    share = np.where(flat, 1 / BINS, salience / np.maximum(total, 1e-12))
-    sure = np.clip(np.where(flat, 0.0, highest), 1e-3, 1 - 1e-3)
     if voicing <= 0:
+        share = np.where(flat, 1 / BINS, salience / np.maximum(total, 1e-12))
         return np.log(share + 1e-7).astype(np.float32), np.full(len(salience), -np.inf, np.float32)
+    near = np.where(flat, 1.0, salience / np.maximum(highest, 1e-12))
+    sure = np.clip(np.where(flat, 0.0, highest), 1e-3, 1 - 1e-3)
     even = min(max(voicing, 1e-3), 1 - 1e-3)
-    unvoiced = np.log(_PEAK * even / (1 - even) * (1 - sure[:, 0]))
-    voiced = np.log(share * sure + 1e-7)
+    unvoiced = np.log(even / (1 - even) * (1 - sure[:, 0]))
+    voiced = np.log(near * sure + 1e-7)
     return voiced.astype(np.float32), unvoiced.astype(np.float32)

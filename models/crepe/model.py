@@ -48,6 +48,7 @@ class CrepeConfig:
     dropout: float = 0.25
     target_cents: float = 25.0  # standard deviation of the label around the true pitch
     unvoiced_weight: float = 0.0  # of frames without pitch in the loss; published: never seen
+    voicing: float = 0.3  # least activation of a frame with a pitch, unless the decoder is told
     # How convolutions are computed; all forms are equal to rounding. auto: "direct" on a GPU, on a
     # CPU "shared", which computes the first layer once for overlapping frames, or "transforms",
     # which does not, where the hop allows no sharing. "halves" alone is rounded to bfloat16: for
