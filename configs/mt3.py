@@ -3,7 +3,7 @@
 | variant | command | hardware | time | score |
 |---|---|---|---|---|
 | tiny | `musicjax train mt3 tiny` | any CPU | two minutes | a check that all works |
-| mini | `musicjax train mt3 mini` | one GPU | an hour | none yet |
+| mini | `musicjax train mt3 mini` | one GPU | an hour | the card of the tag |
 | small | `musicjax train mt3 small` | one GPU | a day | none yet |
 | base | `musicjax train mt3 base` | eight GPUs | days | none yet |
 

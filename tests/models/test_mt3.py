@@ -10,7 +10,8 @@ import optax
 import pytest
 from flax import nnx
 
-from musicjax.audio import Audio, save_audio
+import musicjax
+from musicjax.audio import Audio, load_audio, save_audio
 from musicjax.audio.frontend import spectrogram
 from musicjax.decode import GenerateConfig
 from musicjax.errors import AudioError, ConfigError, DataError, WeightsError
@@ -18,6 +19,7 @@ from musicjax.hub import LoadedModel
 from musicjax.hub.t5x import open_t5x, unflatten, write_t5x
 from musicjax.hub.t5x_layouts import t5x_target
 from musicjax.infer.segments import Segmentation, segments
+from musicjax.metrics import note_scores
 from musicjax.models.mt3 import SYSTEM
 from musicjax.models.mt3.config import MT3Config, get_config
 from musicjax.models.mt3.convert import convert, from_checkpoint
@@ -413,3 +415,13 @@ def test_a_folder_of_files_of_any_length_compiles_nothing_more(tiny, tmp_path):
             assert compiled  # so the counter counts
             compiled.clear()
     assert compiled == []
+
+
+def test_the_shipped_weights_write_down_a_piano_and_name_it(root):
+    """A piece that was not trained on: most of its onsets, as keyboards of General MIDI."""
+    truth = musicjax.read_midi(root / "examples" / "bach_prelude.mid").slice(0, 8)
+    sound = load_audio(root / "examples" / "bach_prelude.flac", 16_000).samples[..., : 8 * 16_000]
+    heard = musicjax.load("mt3.mini").transcribe(sound.reshape(-1), 16_000).notes
+    score = note_scores(truth.sustained(), heard.sustained())
+    assert score.onset_f1 > 0.85, score
+    assert np.mean(heard.program < 8) > 0.8

@@ -13,7 +13,7 @@ from musicjax.hub import cache
 from musicjax.hub.availability import availability
 from musicjax.tasks.choice import AUTO, at_hand, candidates, choose
 
-SMALL, TRANSKUN = "onsets_frames.small", "transkun.v2"
+SMALL, BAND, TRANSKUN = "onsets_frames.small", "mt3.mini", "transkun.v2"
 BENDING, KONG = "basic_pitch.icassp2022", "kong2021.maestro"
 
 
@@ -57,6 +57,7 @@ def test_a_mirror_is_at_hand(tmp_path, monkeypatch):
 
 
 def test_other_instruments_and_bends():
+    assert choose(instrument="any").name == BAND
     with pytest.raises(WeightsError, match=f"--model {BENDING}"):
         choose(bends=True)
     keep(BENDING)
@@ -91,7 +92,11 @@ def test_the_best_come_first_and_every_transcriber_with_weights_takes_part():
     }
     everything = candidates(instrument="piano") + candidates(instrument="any")
     assert {model.name for model in everything} == with_weights
-    assert at_hand() == [SMALL]
+    shipped = [
+        n for n in with_weights if registry.model_card(n).source.address.startswith("package:")
+    ]
+    assert {SMALL, BAND} <= set(shipped)
+    assert sorted(at_hand()) == sorted(shipped)
 
 
 def test_what_the_cards_expect_was_measured_or_told_by_the_authors(root):
@@ -160,6 +165,11 @@ def test_a_wish_goes_with_auto_only(listened):
     code, name, said = listened("transcribe", "--model", SMALL, "--pedals", "--real-time")
     assert (code, name) == (2, None)
     assert "--pedals and --real-time would choose a model" in said
-    code, name, said = listened("transcribe", "--instrument", "any")
+    code, name, _ = listened("transcribe", "--instrument", "any")
+    assert (code, name) == (0, BAND)
+
+
+def test_a_wish_that_nothing_at_hand_fulfils_is_told(listened):
+    code, name, said = listened("transcribe", "--instrument", "any", "--bends")
     assert (code, name) == (2, None)
     assert BENDING in said
