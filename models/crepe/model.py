@@ -16,11 +16,11 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from musicjax.audio.config import FrontendConfig
-from musicjax.audio.framing import num_frames, padded_signal
+from musicjax.audio.framing import StreamSpec, num_frames, padded_signal
 from musicjax.audio.frontend import spectrogram
 from musicjax.audio.presets import preset
 from musicjax.errors import AudioError, ConfigError
-from musicjax.models.crepe import convolution
+from musicjax.models.crepe import convolution, stream
 from musicjax.nn import dropout
 from musicjax.notes import Notes
 from musicjax.notes.contour import Contour
@@ -305,6 +305,35 @@ class Crepe(nnx.Module):
         raw = (raw - mean * sums) / self._divisor(deviation) + block.bias[...]
         raw = raw.reshape(raw.shape[0], -1, raw.shape[-1])
         return self._told(raw.astype(self.config.policy.compute), deviation, products)
+
+    # A stream: `musicjax.infer.stream.StreamingModel` ---------------------------------------------
+
+    @property
+    def stream_spec(self) -> StreamSpec:
+        """Rate, hop and look-ahead of a stream."""
+        return stream.stream_spec(self.config.frontend)
+
+    def stream_start(self, batch: int) -> dict[str, Array]:
+        """The state before the first sample: `signal` (B, K), the last samples."""
+        kept = stream.kept_samples(self.stream_spec, self.config.frontend.fft_length)
+        return {"signal": jnp.zeros((batch, kept), jnp.float32)}
+
+    def stream_step(
+        self, state: dict[str, Array], samples: Float[Array, "B N"]
+    ) -> tuple[dict[str, Array], dict[str, Float[Array, "B 1 ..."]]]:
+        """The next hop of samples: the new state, and what `activations` gives for one frame."""
+        size = self.config.frontend.fft_length
+        kept, window = stream.next_window(state["signal"], samples, self.stream_spec, size)
+        with _precision(self.config):
+            return {"signal": kept}, self._heard_frames(window, 1)
+
+    def stream_end(self, state: dict[str, Array]) -> dict[str, Array]:
+        """A recording ends in zeros here too: nothing is to be told."""
+        return state
+
+    def stream_reader(self, **options: Any) -> stream.Reader:
+        """A reader of one stream's pitch: voicing, silence_db, min_hz, max_hz as `decode` has."""
+        return stream.Reader(self.config, self.stream_spec, options)
 
     def _divisor(self, deviation: Float[Array, "B T 1"]) -> Float[Array, "B T 1"]:
         return jnp.maximum(deviation, self.config.frontend.standardise_floor)
