@@ -13,7 +13,7 @@ _CARDS = {
         licence="Apache-2.0",
         training_data="scores played by sound fonts, a sampled grand and modelled pianos in rooms",
         sample_rate=16000,
-        parameters=4_251_834,
+        parameters=4_251_859,
     ),
     "small_fast": Card(
         summary="The same, 64 ms after; it hears less of what follows an onset.",
@@ -21,7 +21,7 @@ _CARDS = {
         licence="Apache-2.0",
         training_data="scores played by sound fonts, a sampled grand and modelled pianos in rooms",
         sample_rate=16000,
-        parameters=4_251_834,
+        parameters=4_251_859,
     ),
     "paper": Card(
         summary="The paper's form; convert a checkpoint of its training code, or train it.",

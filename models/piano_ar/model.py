@@ -23,7 +23,13 @@ from musicjax.audio.frontend import spectrogram
 from musicjax.errors import AudioError
 from musicjax.models.piano_ar import decoding, stream
 from musicjax.models.piano_ar.config import PianoARConfig
-from musicjax.models.piano_ar.states import onset_codes, sounding_codes, weights
+from musicjax.models.piano_ar.states import (
+    code,
+    onset_codes,
+    sounding_codes,
+    usual_transitions,
+    weights,
+)
 from musicjax.nn import LSTM, ConvStack
 from musicjax.nn.products import dense_product
 from musicjax.types import Key
@@ -95,6 +101,9 @@ class PianoAR(nnx.Module):
         out = config.num_pitches * (config.num_states + config.velocity)
         self.out = linear(config.lstm_units, out)
         self.skip = linear(config.acoustic_units, out, use_bias=False) if config.skip else None
+        table = jnp.asarray(usual_transitions(config.states), policy.param)
+        table += 0.01 * jax.random.normal(rngs.params(), table.shape, policy.param)
+        self.transitions = nnx.Param(table) if config.transitions else None
         sampled = config.forcing == "sampled" and config.forcing_steps
         self.steps = nnx.BatchStat(jnp.zeros((), jnp.float32)) if sampled else None
 
@@ -117,7 +126,7 @@ class PianoAR(nnx.Module):
         self, acoustic: Float[Array, "*B D"]
     ) -> tuple[Float[Array, "*B G"], Float[Array, "*B P"] | None]:
         """All that depends on the acoustic model alone: a share of the first gates, of the end."""
-        acoustic = acoustic.astype(jnp.float32)
+        acoustic = acoustic.astype(jnp.float32) * self.config.acoustic_gain
         kernel = self.lstms[0].forward.input_kernel[...]
         gates = self.lstms[0].product(acoustic, kernel[: self.config.acoustic_units])
         gates = gates + self.lstms[0].forward.offset()
@@ -138,19 +147,25 @@ class PianoAR(nnx.Module):
             h, c = lstm.step(x, carry["h"][:, layer], carry["c"][:, layer])
             hs.append(h)
             cs.append(c)
-        logits, velocity = self.ends(hs[-1], skipped)
+        logits, velocity = self.ends(hs[-1], skipped, carry["before"])
         before = self.choose(jax.nn.softmax(logits))
         return {"h": jnp.stack(hs, 1), "c": jnp.stack(cs, 1), "before": before}, (logits, velocity)
 
     def ends(
-        self, h: Float[Array, "*B H"], skipped: Float[Array, "*B D"] | None
+        self,
+        h: Float[Array, "*B H"],
+        skipped: Float[Array, "*B D"] | None,
+        before: Integer[Array, "*B P"],
     ) -> tuple[Float[Array, "*B P C"], Float[Array, "*B P"] | None]:
-        """Logits and velocity from the LSTM's output and what came past it."""
+        """Logits and velocity from the LSTM's output, what came past it, and the states before."""
         config = self.config
         out = self.out(h.astype(jnp.float32))
         out = out if skipped is None else out + skipped
         split = config.num_pitches * config.num_states
         logits = out[..., :split].reshape(*h.shape[:-1], config.num_pitches, config.num_states)
+        if self.transitions is not None:
+            chosen = jax.nn.one_hot(before, config.num_states, dtype=jnp.float32)
+            logits = logits + chosen @ self.transitions[...].astype(jnp.float32)
         return logits, out[..., split:] if config.velocity else None
 
     def choose(self, probabilities: Float[Array, "*B P C"]) -> Int[Array, "*B P"]:
@@ -191,7 +206,7 @@ class PianoAR(nnx.Module):
             h = self.lstms[0].run(x, mask)
             for lstm in [*self.lstms][1:]:
                 h = lstm(h, mask)
-            return PianoAROutput(*self.ends(h, skipped))
+            return PianoAROutput(*self.ends(h, skipped, before))
 
     def _stacks(self) -> list[tuple[str, ConvStack]]:
         pairs = [("stack", self.stack), ("frame_stack", self.frame_stack)]
@@ -383,7 +398,7 @@ def loss(
     batch: audio (B, N) float32 in -1..1 or int16, the labels of `targets` stacked (B, T, P), and
     optionally mask (B, T), True at frames that count. state: mean over frames and keys (paper,
     section 3.3), cells in which a note begins weighted by `config.onset_weight`. velocity: squared
-    error at onsets over their number.
+    error at onsets over their number, times `config.velocity_weight`.
     """
     config, audio = model.config, batch["audio"]
     if audio.dtype == jnp.int16:
@@ -405,9 +420,14 @@ def loss(
     seen = jnp.ones(states.shape, bool)
     if mask is not None:
         seen = jnp.broadcast_to(mask[..., None], states.shape)
+    if config.transitions:
+        # A note that began before the clip: what it follows was cut off, and is not what is told.
+        begun = (code("off", config.states), code("onset", config.states))
+        seen = seen.at[:, 0].set(seen[:, 0] & jnp.isin(states[:, 0], jnp.array(begun)))
     parts = {"state": jnp.where(seen, cells, 0).sum() / jnp.maximum(seen.sum(), 1)}
     if out.velocity is not None:
         struck = jnp.where(seen, batch["velocity"] > 0, False).astype(jnp.float32)
         squared = struck * (batch["velocity"] - out.velocity) ** 2
-        parts["velocity"] = squared.sum() / jnp.maximum(struck.sum(), 1)
+        error = squared.sum() / jnp.maximum(struck.sum(), 1)
+        parts["velocity"] = config.velocity_weight * error
     return sum(parts.values(), jnp.zeros(())), parts

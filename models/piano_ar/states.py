@@ -37,6 +37,25 @@ def sounding_codes(states: StateSet) -> tuple[int, ...]:
     return tuple(i for i, s in enumerate(STATES[states]) if s not in ("off", "offset"))
 
 
+def usual_transitions(states: StateSet) -> Float[np.ndarray, "S S"]:
+    """Log-odds of each state after each, to begin with: [before, after].
+
+    A key that sounds goes on sounding, one that does not stays silent. What cannot follow by the
+    way that notes are written is not quite impossible: a network may be wrong.
+    """
+    names = STATES[states]
+    silent = {"off": 0.0, "onset": -4.0, "sustain": -7.0, "offset": -7.0, "reonset": -7.0}
+    sounds = {"sustain": 0.0, "offset": -3.0, "reonset": -5.0, "off": -7.0, "onset": -7.0}
+    if "offset" not in names:
+        sounds["off"] = sounds["offset"]
+    if "reonset" not in names:
+        sounds["onset"] = sounds["reonset"]
+    if "onset" not in names:
+        silent["sustain"] = silent["onset"]
+    rows = [silent if before in ("off", "offset") else sounds for before in names]
+    return np.array([[row[after] for after in names] for row in rows], np.float32)
+
+
 def weights(states: StateSet, onset_boost: float) -> Float[np.ndarray, "S"]:
     """What probabilities are multiplied by before the largest is taken."""
     factors = np.ones(len(STATES[states]), np.float32)

@@ -21,7 +21,7 @@ from musicjax.models.piano_ar.model import PianoAR
 
 TINY, HOP, FRAMES = get_config("tiny"), 512, 21
 FORMS = {
-    "small": TINY,
+    "small": replace(TINY, transitions=True),
     "small_fast": replace(TINY, conv_ahead=(0, 0, 0)),
     # As published: a mirror image around the recording, one acoustic model, nothing past the LSTM.
     "paper": replace(
