@@ -1,9 +1,10 @@
 """The screen of `musicjax listen`, as a picture: a recording is heard at its own speed, and drawn.
 
-    python examples/make_listen_picture.py [MODEL [SECONDS]]
+    python examples/make_listen_picture.py [MODEL [SECONDS [FILE]]]
 
 writes `listen.png` beside this file. What is drawn is what a terminal of 100 by 28 characters
-shows after so many seconds of `bach_prelude.flac`; figures are those of the machine it runs on.
+shows after so many seconds of the file, or of `bach_prelude.flac`; figures are those of the machine
+it runs on.
 """
 
 import sys
@@ -27,17 +28,21 @@ CELL = (18, 9)  # pixels of a character, high and wide
 DPI = 144
 
 
-def main(model: str | None = None, seconds: float = 14.0) -> None:
+def main(
+    model: str | None = None,
+    seconds: str = "14",
+    file: str = str(HERE / "bach_prelude.flac"),
+) -> None:
     """Listen, and draw the last screen."""
     name, pitch = resolve(model)
     streamer = load_streamer(name)
-    source = PlayedFile(HERE / "bach_prelude.flac")
+    source = PlayedFile(file)
     console = Console(width=WIDTH, height=HEIGHT)
-    view = LiveView(Path(name).stem, source.name, ["bach.mid"], pitch=pitch, console=console)
+    view = LiveView(Path(name).stem, source.name, ["take.mid"], pitch=pitch, console=console)
     with Listening(streamer, source) as listening:
         for moment in listening.moments():
             view.take(moment)
-            if moment.figures.time_s >= seconds:
+            if moment.figures.time_s >= float(seconds):
                 break
     draw(view.lines(WIDTH, HEIGHT), HERE / "listen.png")
 
@@ -75,7 +80,14 @@ def _block(cell: np.ndarray, character: str, colour: tuple[int, int, int]) -> bo
         cell[:, : round((left.index(character) + 1) / 8 * wide)] = colour
     elif character in bottom:
         cell[high - round((bottom.index(character) + 1) / 8 * high) :] = colour
-    return character in f" ▀{left}{bottom}"
+    bits = ord(character) - 0x2800
+    if 0 <= bits < 256:  # braille, which the font does not have
+        order = ((0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1), (3, 0), (3, 1))
+        for place, (row, column) in enumerate(order):
+            if bits >> place & 1:
+                y, x = round((row + 0.5) * high / 4), round((column + 0.5) * wide / 2)
+                cell[y - 1 : y + 2, x - 1 : x + 2] = colour
+    return 0 <= bits < 256 or character in f" ▀{left}{bottom}"
 
 
 def _write(axes: Any, place: tuple[float, float], character: str, colour: tuple) -> None:
@@ -88,4 +100,4 @@ def _rgb(colour: Any) -> tuple[int, int, int]:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:2], *map(float, sys.argv[2:3]))
+    main(*sys.argv[1:])

@@ -26,9 +26,9 @@ from musicjax.terminal.canvas import (
 _KEPT_S = 30.0
 _DOT_S = 0.02  # of time in half a character
 _NAME_WIDTH, _LARGE_LINES = 5, 7  # of the names beside the trace; of what stands above it
-_LEAST_SEMITONES, _MOST_SEMITONES = 12, 24  # that the trace spans
+_LEAST_SEMITONES, _MOST_SEMITONES = 12, 36  # that the trace spans
 _IN_TUNE, _NEAR = 6.0, 18.0  # cents
-_FIRST_MIDDLE = 60.0  # of the trace, before a voice was heard
+_FIRST_RANGE = (54.0, 66.0)  # of the trace, before a voice was heard
 _LETTERS = {  # 4 x 5 squares
     "A": "0110 1001 1111 1001 1001",
     "B": "1110 1001 1110 1001 1110",
@@ -60,7 +60,7 @@ class PitchView:
         self._times: deque[float] = deque()
         self._midi: deque[float] = deque()
         self._now: PitchFrame | None = None
-        self._middle: float | None = None  # semitone in the middle of the trace
+        self._range = _FIRST_RANGE  # semitones that the trace shows
 
     def add(self, events: Sequence[Event]) -> None:
         """Take the next events."""
@@ -121,13 +121,14 @@ class PitchView:
         columns = max(width - _NAME_WIDTH - 1, 1)
         if rows < 1:
             return []
-        span = max(_LEAST_SEMITONES, min(_MOST_SEMITONES, round(rows / 1.5)))
         seen_s = 2 * columns * _DOT_S
         times, midi = np.array(self._times), np.array(self._midi)
         recent = (times > now_s - seen_s) & ~np.isnan(midi) if len(times) else np.zeros(0, bool)
         times, midi = times[recent], midi[recent]
-        high = self._followed(midi[times > now_s - 1.5], span) + span / 2
-        per_dot = span / (4 * rows)
+        if len(midi):
+            self._range = _range(midi, float(np.median(midi[-50:])))
+        low, high = self._range
+        per_dot = (high - low) / (4 * rows)
         x = np.floor((times - (now_s - seen_s)) / _DOT_S).astype(int)
         y = np.floor((high - midi) / per_dot).astype(int)
         inside = (y >= 0) & (y < 4 * rows) & (x >= 0) & (x < 2 * columns)
@@ -137,18 +138,25 @@ class PitchView:
         colours = np.full((rows, columns), INK)
         for row, column, pitch in zip(y // 4, x // 2, midi[inside], strict=True):
             colours[row, column] = _tuned(_cents(float(pitch)))
-        grid = {int((high - note) / per_dot) // 4: note for note in _natural(high - span, high)}
+        notes = sorted(_natural(low, high), key=lambda note: note % 12 == 0)  # a C goes over others
+        grid = {int((high - note) / per_dot) // 4: note for note in notes}
         return [
             _trace_line(row, text, colours[row], grid.get(row))
             for row, text in enumerate(braille(dots))
         ]
 
-    def _followed(self, midi: np.ndarray, span: int) -> float:
-        """The middle, which moves when the voice leaves the inner part of what is shown."""
-        voice = float(np.median(midi)) if len(midi) else None
-        if voice is not None and (self._middle is None or abs(voice - self._middle) > span / 4):
-            self._middle = float(round(voice))
-        return _FIRST_MIDDLE if self._middle is None else self._middle
+
+def _range(midi: np.ndarray, now: float) -> tuple[float, float]:
+    """Lowest and highest semitone to show: what was sung, or around what is sung, if that is much.
+
+    Whole semitones, so that the picture stands still while the voice moves little.
+    """
+    low, high = np.percentile(midi, [2, 98])
+    low, high = math.floor(low) - 1.5, math.ceil(high) + 1.5
+    if high - low > _MOST_SEMITONES:
+        low, high = (round(now) + part * _MOST_SEMITONES / 2 for part in (-1, 1))
+    short = max(_LEAST_SEMITONES - (high - low), 0)
+    return low - short // 2, high + short - short // 2
 
 
 def _trace_line(row: int, text: str, colours: np.ndarray, note: int | None) -> Line:
