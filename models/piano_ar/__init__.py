@@ -3,7 +3,6 @@
 from musicjax.registry import Card, System
 
 _MODULE = "musicjax.models.piano_ar"
-# The paper has no number on arXiv; this is its page in the proceedings of ISMIR 2020.
 _PAPER = "https://arxiv.org/abs/2010.01104"
 
 _CARDS = {
