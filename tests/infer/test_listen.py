@@ -253,7 +253,9 @@ def test_the_model_is_the_one_made_for_it_or_the_smallest_at_hand(monkeypatch):
     monkeypatch.setattr(live, "PITCH_MODEL", "crepe.gone")
     assert live.choose_live(True) == "crepe.tiny"
     cards.clear()
-    with pytest.raises(WeightsError, match=r"weights at hand; these can: .*crepe.tiny \(no weights"):
+    with pytest.raises(
+        WeightsError, match=r"weights at hand; these can: .*crepe.tiny \(no weights"
+    ):
         live.choose_live(True)
     with pytest.raises(WeightsError, match="none here can"):
         live.choose_live(False)
