@@ -66,7 +66,7 @@ def _ours() -> RunConfig:
         variant="ours",
         model=replace(model, frontend=frontend, form="halves"),
         data=DataConfig(
-            train=("voices:",), valid=(), clip_s=1.2, batch_size=20, threads=1, prefetch=4
+            train=("voices:",), valid=(), clip_s=1.2, batch_size=12, threads=1, prefetch=4
         ),
         optim=OptimConfig(lr=2e-3, warmup_steps=200, ema_decay=0.998),
         checkpoint=CheckpointConfig(save_every=100),

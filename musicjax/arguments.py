@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 AUTO = "auto"  # musicjax.tasks.choice.AUTO, whose import would cost every command its time
 DEFAULT_MODEL = "onsets_frames.small"
-DEFAULT_PITCH_MODEL = "crepe.full"
+DEFAULT_PITCH_MODEL = "crepe.ours"
 
 
 def parse(args: list[str]) -> argparse.Namespace:
@@ -144,9 +144,10 @@ def _add_pitch(verbs: Any) -> None:
         musicjax pitch song.wav -o song.csv --hop 5 --min-hz 80 --max-hz 1100
 
         CSV has a row a frame: time_s,f0_hz,confidence, with 0 Hz where there is no pitch. MIDI has
-        the notes, and the pitch wheel follows the voice. crepe.tiny is ten times as fast as
-        crepe.full and hears a little less. Options of the model's decoding, such as --voicing,
-        --silence-db, --leap and --decoder (viterbi, local, argmax) of CREPE, are taken as well.
+        the notes, and the pitch wheel follows the voice. crepe.ours comes with the package;
+        crepe.full and crepe.tiny, the authors' own, are downloaded. Options of the model's
+        decoding, such as --voicing, --silence-db, --leap and --decoder (viterbi, local, argmax) of
+        CREPE, are taken as well.
         """,
     )
     _add_files(verb, ("csv", "mid", "json", "png", "pdf", "svg"))

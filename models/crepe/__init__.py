@@ -52,6 +52,19 @@ SYSTEM = System(
     targets=f"{_MODULE}:targets",
     decode="musicjax.models.crepe.decode:decode",
     cards={
+        "ours": Card(
+            summary="The pitch of one voice, weights of our own: small, and silent in silence.",
+            paper=_PAPER,
+            licence="Apache-2.0",
+            training_data="made-up voices and instruments whose pitch is known, two sound fonts",
+            sample_rate=16000,
+            parameters=1_611_432,
+            source=Source(
+                address="package:ours.safetensors",
+                sha256="b5cdd3b55e68c62c48130e8f38ac9958a345d17405d7acc16038df8ee5a0ef0c",
+                size_bytes=3_230_712,
+            ),
+        ),
         "full": _card("The pitch of one voice, the published weights.", 22_239_976, _FULL),
         "large": _card(f"The second largest {_UNKEPT}.", 12_747_912, None),
         "medium": _card(f"The middle one {_UNKEPT}.", 5_877_288, None),
