@@ -57,7 +57,7 @@ _CARDS = {
             "onset_f1, bands of an unseen sound font": 0.518,
             "onset_offset_program_f1, band": 0.224,
         },
-        ability=Ability({"piano": 0.825, "any": 0.651}),
+        ability=Ability({"piano": 0.8247, "any": 0.6508}, times_real_time=19.0),
     ),
     "base": Card(
         summary="The larger network of MT3's code (its ismir2022), to be trained.",

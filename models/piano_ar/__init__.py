@@ -1,6 +1,6 @@
 """Autoregressive multi-state piano transcription (Kwon, Jeong, Nam 2020), also while it sounds."""
 
-from musicjax.registry import Card, System
+from musicjax.registry import Ability, Card, Source, System
 
 _MODULE = "musicjax.models.piano_ar"
 _PAPER = "https://arxiv.org/abs/2010.01104"
@@ -13,12 +13,23 @@ _CARDS = {
         training_data="scores played by sound fonts, a sampled grand and modelled pianos in rooms",
         sample_rate=16000,
         parameters=4_251_859,
+        source=Source(
+            address="package:small.safetensors",
+            sha256="41b76feefe279c7cc7c002ca86ef464de808ab6cec1013168ae542d5986e451e",
+            size_bytes=8_510_494,
+        ),
+        scores={
+            "onset_f1, sampled grand": 0.940,
+            "onset_f1, unseen sound font in rooms": 0.857,
+            "onset_offset_f1, unseen sound font in rooms": 0.489,
+        },
+        ability=Ability({"piano": 0.9405}, least_confidence=0.88, times_real_time=54.0),
     ),
     "small_fast": Card(
         summary="The same, 64 ms after; it hears less of what follows an onset.",
         paper=_PAPER,
         licence="Apache-2.0",
-        training_data="scores played by sound fonts, a sampled grand and modelled pianos in rooms",
+        training_data="none: an architecture to train",
         sample_rate=16000,
         parameters=4_251_859,
     ),

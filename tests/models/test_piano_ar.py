@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import musicjax
+from musicjax.audio import load_audio
 from musicjax.audio.frontend import spectrogram
 from musicjax.errors import ConfigError, WeightsError
+from musicjax.metrics import note_scores
 from musicjax.models.piano_ar import states
 from musicjax.models.piano_ar.config import PianoARConfig, get_config
 from musicjax.models.piano_ar.convert import convert, from_state_dict
@@ -422,3 +425,12 @@ def test_state_codes_are_those_of_the_paper():
     assert states.onset_codes("three_re") == (1, 3)
     assert states.sounding_codes("five") == (2, 3, 4)
     assert states.onset_codes("binary") == ()
+
+
+def test_the_shipped_weights_write_down_the_prelude(root):
+    truth = musicjax.read_midi(root / "examples" / "bach_prelude.mid").slice(0, 10)
+    sound = load_audio(root / "examples" / "bach_prelude.flac", 16_000).samples.reshape(-1)
+    heard = musicjax.load("piano_ar.small").transcribe(sound[: 10 * 16_000], 16_000).notes
+    score = note_scores(truth.sustained(), heard.sustained())
+    assert score.onset_f1 > 0.95, score
+    assert score.onset_offset_f1 > 0.6, score

@@ -61,8 +61,9 @@ def test_other_instruments_and_bends():
     with pytest.raises(WeightsError, match=f"--model {BENDING}"):
         choose(bends=True)
     keep(BENDING)
-    for wanted in ({"bends": True}, {"instrument": "any", "real_time": True}):
+    for wanted in ({"bends": True}, {"bends": True, "real_time": True}):
         assert choose(**wanted).name == BENDING
+    assert choose(instrument="any", real_time=True).name == BAND
     assert choose(instrument="any").better is not None  # a larger network, for several at once
     assert choose().name == SMALL  # for a piano the piano's model
 
@@ -74,6 +75,14 @@ def test_all_that_fit_would_have_to_be_fetched():
     assert "172.0 MB to fetch once" in str(told.value)
 
 
+def test_of_two_that_hear_as_well_the_faster_one_listens():
+    able = {name: registry.model_card(name).ability for name in (SMALL, "piano_ar.small")}
+    slow, fast = sorted(able, key=lambda name: able[name].times_real_time)
+    assert round(able[slow].onset_f1["piano"], 2) == round(able[fast].onset_f1["piano"], 2)
+    names = [model.name for model in candidates(instrument="piano")]
+    assert names.index(fast) < names.index(slow)
+
+
 def test_what_nothing_does_is_told():
     with pytest.raises(ConfigError, match="no model does pedals and bends for any instrument"):
         choose(pedals=True, bends=True)
@@ -83,7 +92,7 @@ def test_what_nothing_does_is_told():
 
 def test_the_best_come_first_and_every_transcriber_with_weights_takes_part():
     for kind in ("piano", "any"):
-        scores = [model.onset_f1 for model in candidates(instrument=kind)]
+        scores = [round(model.onset_f1, 2) for model in candidates(instrument=kind)]
         assert scores == sorted(scores, reverse=True)
     with_weights = {
         name
