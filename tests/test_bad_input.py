@@ -223,7 +223,12 @@ def test_ctrl_c_keeps_what_is_done(tmp_path, run, monkeypatch):
         return write(self, path)
 
     monkeypatch.setattr(task.Transcription, "write", interrupted)
-    code, said = run(*sorted(tmp_path.glob("*.wav")), "-o", "out")
+    # A shell that starts the tests in the background has Ctrl-C ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        code, said = run(*sorted(tmp_path.glob("*.wav")), "-o", "out")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert code == 130
     assert "what was done is kept" in said
     names = sorted(p.name for p in (tmp_path / "out").iterdir())
