@@ -81,6 +81,15 @@ def expected_files(root: Path) -> set[str]:
     return {w for w in wanted if "__pycache__" not in w and ".egg-info" not in w}
 
 
+# What a download of all that is shipped may cost, by file of weights.
+MOST_MB = {
+    "crepe/weights/ours.safetensors": 4,
+    "mt3/weights/mini.safetensors": 20,
+    "onsets_frames/weights/small.safetensors": 10,
+    "piano_ar/weights/small.safetensors": 10,
+}
+
+
 def test_wheel_holds_every_file_as_a_file(tree, tmp_path):
     wheel = build("wheel", tree, tmp_path)
     files = wheel_files(wheel)
@@ -88,7 +97,11 @@ def test_wheel_holds_every_file_as_a_file(tree, tmp_path):
     assert {name.split("/")[0].split("-")[0] for name in files} == {"musicjax"}
     card = files["musicjax/models/onsets_frames/card.md"]
     assert card == (tree / "models" / "onsets_frames" / "card.md").read_bytes()
-    assert wheel.stat().st_size < 10 * 2**20
+    sizes = {name: len(data) / 1e6 for name, data in files.items()}
+    weights = {name: sizes.pop(name) for name in files if name.endswith(".safetensors")}
+    assert set(weights) == {f"musicjax/models/{name}" for name in MOST_MB}
+    assert all(weights[f"musicjax/models/{name}"] <= most for name, most in MOST_MB.items())
+    assert sum(sizes.values()) < 4
     assert any(name.endswith("licenses/LICENSE") for name in files)
 
 
