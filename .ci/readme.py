@@ -125,6 +125,7 @@ def written(text: str) -> str:
     text = _replaced(text, "models", model_table())
     text = _replaced(text, "scores", score_table(TRANSCRIBERS))
     text = _replaced(text, "pitch", score_table(TRACKERS))
+    text = _replaced(text, "latency", latency_table())
     return _replaced(text, "results", result_table())
 
 
@@ -174,41 +175,39 @@ class Scores:
 
     file: str
     head: str
-    columns: Sequence[tuple[str, str, str]]  # what the column says, set, score
+    columns: Sequence[tuple[str, str, Sequence[str]]]  # what the column says, set, scores
     names: Mapping[str, str]  # of subjects that are not models of the zoo
 
 
 TRANSCRIBERS = Scores(
     "accuracy",
     "transcriber",
-    (
-        ("piano: onset", "clips", "onset_f1"),
-        ("and offset", "clips", "onset_offset_f1"),
-        ("in rooms: onset", "clips, rooms", "onset_f1"),
-        ("and offset", "clips, rooms", "onset_offset_f1"),
-        ("ensembles: onset", "ensembles", "onset_f1"),
-        ("and offset", "ensembles", "onset_offset_f1"),
+    tuple(
+        (says, where, (score,))
+        for where, first in (
+            ("clips", "piano: onset"),
+            ("clips, rooms", "in rooms: onset"),
+            ("font, rooms", "unseen font in rooms: onset"),
+            ("ensembles", "ensembles: onset"),
+        )
+        for says, score in ((first, "onset_f1"), ("and offset", "onset_offset_f1"))
     ),
     {"basic_pitch": "Basic Pitch, the package", "transkun": "Transkun, the package"},
 )
+_CENTS = ("raw_pitch_50", "raw_pitch_25", "raw_pitch_10")
+_VOICING = ("voicing_recall", "voicing_false_alarm")
 TRACKERS = Scores(
     "pitch",
     "pitch tracker",
-    (
-        ("voices: 50 cents", "voices", "raw_pitch_50"),
-        ("25", "voices", "raw_pitch_25"),
-        ("10", "voices", "raw_pitch_10"),
-        ("chroma", "voices", "raw_chroma"),
-        ("voicing recall", "voices", "voicing_recall"),
-        ("false alarms", "voices", "voicing_false_alarm"),
-        ("hard: 50 cents", "hard", "raw_pitch_50"),
-        ("10", "hard", "raw_pitch_10"),
-        ("voicing recall", "hard", "voicing_recall"),
-        ("false alarms", "hard", "voicing_false_alarm"),
-        ("instruments: 50 cents", "font", "raw_pitch_50"),
-        ("25", "font", "raw_pitch_25"),
-        ("10", "font", "raw_pitch_10"),
-        ("a singer: 50 cents", "sung", "raw_pitch_50"),
+    tuple(
+        (says, where, scores)
+        for where, first in (
+            ("voices", "voices: 50, 25, 10 cents"),
+            ("hard", "hard: 50, 25, 10"),
+            ("font", "instruments: 50, 25, 10"),
+            ("sung", "a singer: 50, 25, 10"),
+        )
+        for says, scores in ((first, _CENTS), ("voicing: recall, false alarms", _VOICING))
     ),
     {"pyin": "pYIN, librosa's"},
 )
@@ -223,14 +222,47 @@ def score_table(scores: Scores) -> str:
         known = f"`{name}`" if line["subject"] == "musicjax" else scores.names.get(name, name)
         newest.setdefault(known, {})[line["facts"]["set"]] = line["scores"]
     first = scores.columns[0]
-    rows = sorted(newest, key=lambda row: -newest[row].get(first[1], {}).get(first[2], 0.0))
+    rows = sorted(newest, key=lambda row: -newest[row].get(first[1], {}).get(first[2][0], 0.0))
     link = f"[{scores.head}](benchmarks/results/{scores.file}.jsonl)"
     says = " | ".join([link, *(column[0] for column in scores.columns)])
     lines = [f"| {says} |", f"| --- {'| --- ' * len(scores.columns)}|"]
     for row in rows:
-        values = (newest[row].get(name, {}).get(score) for _, name, score in scores.columns)
-        told = ("" if value is None else f"{value:.3f}" for value in values)
-        lines.append(f"| {row} | {' | '.join(told)} |")
+        cells = (
+            ", ".join(f"{newest[row][where][score]:.3f}" for score in some if where in newest[row])
+            for _, where, some in scores.columns
+        )
+        lines.append(f"| {row} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+LIVE_SETS = ("clips", "clips, rooms", "font, rooms")
+_STEP = ("p50", "p99", "worst")
+
+
+def latency_table() -> str:
+    """A row a model that is heard live: how late and how fast it is, and what it hears so."""
+    path = "benchmarks/results/streaming.jsonl"
+    times: dict[str, Any] = {}
+    scores: dict[tuple[str, str], Any] = {}
+    for line in map(json.loads, (ROOT / path).read_text().splitlines()):
+        facts = line["facts"]
+        if facts["what"] == "step" and line["trained"]:
+            times[facts["model"]] = line
+        elif facts["what"] == "notes":
+            scores[facts["model"], facts["set"]] = line["scores"]
+    heads = [f"[live]({path})", "latency", "a step each", "median", "99 %", "worst", "grown by"]
+    heads += [f"onset F1, {name}: live (whole)" for name in LIVE_SETS]
+    lines = [f"| {' | '.join(heads)} |", f"| --- {'| --- ' * (len(heads) - 1)}|"]
+    for model, line in sorted(times.items(), key=lambda item: -item[1]["hop_ms"]):
+        grown = f"{line['memory_mb']['growth']:.1f} MB in {line['facts']['minutes']:.0f} min"
+        times_ms = [f"{line[key]:.0f} ms" for key in ("latency_ms", "hop_ms")]
+        steps = [f"{line['step_ms'][at]:.1f} ms" for at in _STEP]
+        told = [f"`{model}`", *times_ms, *steps, grown]
+        for name in LIVE_SETS:
+            found = scores.get((model, name))
+            live, whole = ((found or {}).get(kind) for kind in ("streaming", "offline"))
+            told.append(f"{live['onset_f1']:.3f} ({whole['onset_f1']:.3f})" if found else "")
+        lines.append(f"| {' | '.join(told)} |")
     return "\n".join(lines)
 
 
