@@ -5,12 +5,14 @@ a swelling or dying level. A timbre (`musicjax.data.timbres`), or the notes of a
 (`musicjax.data.font_voices`), then sounds it; a room and a noise follow (`heard`). The truth comes
 from the melody and not from the sound. It says of every 10 ms whether there is a pitch, which one,
 and whether that can be known: what lies far under the noise, or rings on in a room after its note
-has ended, counts neither way.
+has ended, counts neither way. A few clips hold silence, several voices at once, or a tone above all
+pitches that count: there the truth has no pitch.
 
 A second of sound costs a few milliseconds.
 """
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float32
@@ -23,10 +25,15 @@ from musicjax.notes.contour import Contour
 
 FRAME_S = 0.01  # truth is given at these steps
 SILENT_CHANCE = 0.06  # of a clip without any voice
+CROWD_CHANCE = 0.06  # of a clip with several voices at once, which have no one pitch
+WHISTLE_CHANCE = 0.02  # of a clip with a tone above all pitches that count
 _ROOMS = 192  # kept per process
 _WINDOW_S = 0.032  # over which a frame's voice is compared with its noise, to either side
 _FAINT_DB = 45.0  # below the loudest of the clip, a pitch counts no more
 _BURIED_DB, _CLEAR_DB = -6.0, -12.0  # over the noise: counts no more; sounds no more
+_ABOVE = (97.5, 118.0)  # MIDI: 2.3 to 7.5 kHz
+_BESIDE_DB = 12.0  # below the loudest voice, another counts no more
+_BLENDS_CENTS = 60.0  # from a unison, an octave or a twelfth: may be heard as one
 
 
 def sing(
@@ -45,7 +52,26 @@ def sing(
       confidence 1 where that can be known, 0 where a frame counts neither way.
     """
     count = round(duration_s * sample_rate)
-    silent = rng.random() < SILENT_CHANCE
+    which = rng.random()
+    if which < CROWD_CHANCE:
+        voices = [_voice(rng, duration_s, sample_rate, font) for _ in range(rng.integers(2, 5))]
+        return together(rng, voices, sample_rate)
+    silent = which < CROWD_CHANCE + SILENT_CHANCE
+    whistles = 1 - which < WHISTLE_CHANCE
+    voice, sung = _voice(rng, duration_s, sample_rate, font)
+    breaths = consonants(rng, sung, count, sample_rate) if rng.random() < 0.35 else None
+    if silent or whistles:
+        voice = np.zeros_like(voice)
+        breaths = _whistle(rng, duration_s, sample_rate) if whistles else breaths
+        sung = Melody(sung.midi, np.zeros_like(sung.level), sung.notes)
+    return heard(rng, voice, breaths, sung, sample_rate)
+
+
+def _voice(
+    rng: np.random.Generator, duration_s: float, sample_rate: int, font: str
+) -> tuple[Float32[np.ndarray, " N"], Melody]:
+    """One voice alone, its peak at 1, and what it sings."""
+    count = round(duration_s * sample_rate)
     if font:
         voice, sung = font_voices(font, sample_rate).play(rng, duration_s)
     else:
@@ -53,11 +79,44 @@ def sing(
         timbre = TIMBRES[int(rng.integers(len(TIMBRES)))]
         voice = timbre(rng, sung, count, sample_rate)
     voice = voice[:count] / max(float(np.abs(voice).max()), 1e-6)
-    if silent:
-        sung = Melody(sung.midi, np.zeros_like(sung.level), sung.notes)
-        voice = np.zeros_like(voice)
-    breaths = consonants(rng, sung, count, sample_rate) if rng.random() < 0.35 else None
-    return heard(rng, voice, breaths, sung, sample_rate)
+    return voice.astype(np.float32), sung
+
+
+def _whistle(
+    rng: np.random.Generator, duration_s: float, sample_rate: int
+) -> Float32[np.ndarray, " N"]:
+    """A sine on a melody above all pitches that count."""
+    sung = melody(rng, duration_s, low=_ABOVE[0], high=_ABOVE[1])
+    place = np.arange(round(duration_s * sample_rate)) * (CONTROL_HZ / sample_rate)
+    hz, level = (np.interp(place, np.arange(len(x)), x) for x in (sung.hz, sung.level))
+    return (level * np.sin(2 * np.pi * np.cumsum(hz) / sample_rate)).astype(np.float32)
+
+
+def together(
+    rng: np.random.Generator,
+    voices: Sequence[tuple[Float32[np.ndarray, " N"], Melody]],
+    sample_rate: int = 16000,
+) -> tuple[Float32[np.ndarray, " N"], Contour]:
+    """Several voices at once: as `sing`, but no frame has a pitch.
+
+    Frames count where two or more of the voices can be heard beside each other and do not blend as
+    octaves do, and where none sounds; not where one is alone.
+    """
+    loud = [rng.uniform(0.4, 1.0) * voice for voice, _ in voices]
+    nobody = Melody(voices[0][1].midi, np.zeros_like(voices[0][1].level), voices[0][1].notes)
+    samples, told = heard(rng, np.zeros_like(loud[0]), sum(loud), nobody, sample_rate)
+    energy = np.stack([_energy(voice, told.time_s, sample_rate) for voice in loud])
+    place = np.rint(told.time_s * CONTROL_HZ).astype(int)
+    hz = np.stack([sung.hz[np.minimum(place, len(sung.hz) - 1)] for _, sung in voices])
+    audible = energy > 1e-5
+    level = np.where(audible, energy, 0.0)
+    beside = audible & (level > level.max(axis=0) * 10 ** (-_BESIDE_DB / 10))
+    lead = level.argmax(axis=0)
+    cents = 1200 * np.abs(np.log2(hz / hz[lead, np.arange(hz.shape[1])]))
+    multiples = 1200 * np.log2(np.arange(1, 9))
+    blends = np.abs(cents[..., None] - multiples).min(axis=-1) < _BLENDS_CENTS
+    known = (beside & ~blends).any(axis=0) | ~audible.any(axis=0)
+    return samples, Contour.from_arrays(told.time_s, told.f0_hz, told.confidence * known)
 
 
 def heard(
@@ -75,7 +134,8 @@ def heard(
         wet = convolve(voice, response)
         others = convolve(others, response) if breaths is not None else others
     if rng.random() < 0.85:
-        loud = float(np.sqrt(np.mean(voice[np.abs(voice) > 0.02] ** 2))) if voice.any() else 0.1
+        source = voice if voice.any() else others
+        loud = float(np.sqrt(np.mean(source[np.abs(source) > 0.02] ** 2))) if source.any() else 0.1
         below_db = rng.uniform(-3, 60) if rng.random() < 0.8 else rng.uniform(-3, 20)
         others = others + noise(rng, count, sample_rate) * (loud * 10 ** (-below_db / 20))
     return (wet + others).astype(np.float32), _truth(voice, wet, others, sung, sample_rate)

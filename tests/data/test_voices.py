@@ -7,7 +7,7 @@ from musicjax.data import font_voices
 from musicjax.data.melodies import CONTROL_HZ, HIGHEST, LOWEST, Melody, melody
 from musicjax.data.pipeline import DataConfig, examples, train_iterator
 from musicjax.data.timbres import TIMBRES, consonants, noise
-from musicjax.data.voices import FRAME_S, heard, sing
+from musicjax.data.voices import FRAME_S, heard, sing, together
 from musicjax.errors import DataError
 from musicjax.models.crepe.model import get_config, targets
 
@@ -100,6 +100,35 @@ def test_sounds_without_pitch_are_as_loud_as_they_should_be():
     sung = Melody(np.full(2001, 60.0), np.ones(2001), notes)
     bursts = consonants(np.random.default_rng(1), sung, 2 * RATE, RATE)
     assert 0.01 < np.abs(bursts).max() < 3 and not bursts[-RATE // 10 :].any()
+
+
+@pytest.mark.parametrize(("other", "known"), [(64, 1), (72, 0), (67.1, 1)])
+def test_several_voices_have_no_pitch_and_one_alone_counts_neither_way(other, known):
+    time = np.arange(RATE) / RATE
+
+    def voice(pitch, until_s):
+        tone = np.sin(2 * np.pi * 440 * 2 ** ((pitch - 69) / 12) * time)
+        return np.where(time < until_s, tone, 0).astype(np.float32), held(pitch)
+
+    rng = np.random.default_rng(3)
+    samples, truth = together(rng, [voice(60, 0.8), voice(other, 0.5)], RATE)
+    assert samples.shape == (RATE,) and np.abs(samples).max() > 0.5
+    assert not truth.f0_hz.any()
+    assert (truth.confidence[5:45] == known).all()  # an octave may be heard as one
+    assert (truth.confidence[55:75] == 0).all()  # the other has ended
+    assert (truth.confidence[90:] == 1).all()  # both have
+
+
+def test_some_clips_hold_what_has_no_pitch():
+    """Silence, crowds and tones above the range: the truth has no pitch, the sound may be loud."""
+    without = loud = 0
+    for seed in range(150):
+        samples, truth = sing(np.random.default_rng([7, seed]), 0.5, RATE)
+        assert samples.dtype == np.float32 and len(samples) == RATE // 2
+        if not truth.f0_hz.any() and (truth.confidence > 0).mean() > 0.3:
+            without += 1
+            loud += bool(np.abs(samples).max() > 0.1)
+    assert 8 <= without <= 50 and loud >= 4
 
 
 def test_the_pipeline_sings_and_labels():
