@@ -1,10 +1,12 @@
 """Basic Pitch by its published recipe: windows of two seconds, Adam, smoothed labels.
 
+But for the rate: it falls as a cosine, where the authors halve it when training stands still.
+
 | variant | command | hardware | time | score |
 |---|---|---|---|---|
 | tiny | `musicjax train basic_pitch tiny` | any CPU | a minute | a check that all works |
 | small | `musicjax train basic_pitch small` | two CPU cores | hours | none yet |
-| base | `musicjax train basic_pitch base` | one GPU | hours | none yet: the published recipe |
+| base | `musicjax train basic_pitch base` | one GPU | hours | none yet |
 
 tiny needs no file: the built-in composer plays the built-in piano. The other two read records at
 22,050 Hz that `musicjax data render --sample-rate 22050` writes into `data/any`, of as many
