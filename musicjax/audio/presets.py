@@ -328,7 +328,15 @@ PRESETS = MappingProxyType(
 
 
 def preset(name: str) -> FrontendConfig:
-    """The front-end of a published system. Raises ConfigError with near matches."""
+    """The front-end of a published system. Raises ConfigError with near matches.
+
+    Basic Pitch's is none of these: a constant-Q transform, `musicjax.audio.cqt.BASIC_PITCH_CQT`.
+    """
+    if name == "basic_pitch":
+        raise ConfigError(
+            "basic_pitch hears a constant-Q transform, which a FrontendConfig cannot describe; "
+            "take BASIC_PITCH_CQT, a CQTConfig, and cqt_power, all from musicjax.audio.cqt."
+        )
     if name not in PRESETS:
         near = difflib.get_close_matches(name, PRESETS, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(PRESETS)}."

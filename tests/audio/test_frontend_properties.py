@@ -251,6 +251,11 @@ def test_an_unknown_choice_lists_the_known_ones():
         config.__post_init__()
 
 
+def test_the_constant_q_transform_is_found_by_its_system():
+    with pytest.raises(ConfigError, match=r"take BASIC_PITCH_CQT, a CQTConfig, and cqt_power"):
+        preset("basic_pitch")
+
+
 def test_unknown_preset_lists_near_matches():
     with pytest.raises(ConfigError, match="did you mean onsets_frames"):
         preset("onset_frames")
