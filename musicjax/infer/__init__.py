@@ -12,6 +12,7 @@ from musicjax.infer.long import (
     windows,
 )
 from musicjax.infer.recordings import (
+    DRAWN_S,
     Collector,
     Heard,
     Recording,
@@ -24,6 +25,7 @@ from musicjax.infer.segments import SegmentRunner
 from musicjax.infer.sequences import AgreeingRunner, SequenceRunner
 
 __all__ = [
+    "DRAWN_S",
     "AgreeingRunner",
     "CarryingRunner",
     "Collector",

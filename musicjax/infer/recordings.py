@@ -19,6 +19,7 @@ Recording = str | os.PathLike[str] | BinaryIO | Audio
 AnyRunner = Runner | SegmentRunner | SequenceRunner
 
 BLOCK_S = 60.0  # seconds read at a time
+DRAWN_S = 3600.0  # of sound under notes in a picture; beyond it the notes stand alone
 
 
 @dataclass(frozen=True, eq=False)

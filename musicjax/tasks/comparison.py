@@ -12,12 +12,11 @@ import numpy as np
 from musicjax.audio import Audio, load_audio, probe
 from musicjax.errors import ConfigError, MusicJaxError, OutputError
 from musicjax.files import atomic_write
-from musicjax.infer import Recording, as_recording, part_of
+from musicjax.infer import DRAWN_S, Recording, as_recording, part_of
 from musicjax.metrics import NoteScores, note_scores
 from musicjax.notes import Notes
 
 PICTURES = (".png", ".pdf", ".svg")
-DRAWN_S = 3600.0  # of sound under the rolls; beyond it they stand alone
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +49,8 @@ class Comparison:
     ) -> Any:
         """Draw the rolls one above the other, the truth on top; matplotlib's figure.
 
-        `start_s` and `end_s` choose a part. With `path` the picture is also written there.
+        `start_s` and `end_s` choose a part; of more than an hour the sound is left out. With
+        `path` the picture is also written there.
         """
         from musicjax.plots import plot_transcriptions
 

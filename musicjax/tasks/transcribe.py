@@ -17,6 +17,7 @@ from musicjax.audio import Audio
 from musicjax.errors import ConfigError, DataError, OutputError
 from musicjax.hub import LoadedModel
 from musicjax.infer import (
+    DRAWN_S,
     AgreeingRunner,
     CarryingRunner,
     FixedLayout,
@@ -152,13 +153,20 @@ class Transcription:
         """Draw the notes over the spectrogram of what was heard; matplotlib's figure.
 
         `start_s` and `end_s` choose a part. With `path` the picture is also written there. Without
-        the audio (it was a file object, or is no longer there) the notes stand alone.
+        the audio (it was a file object, or is no longer there) the notes stand alone, and so they
+        do in a part of more than an hour, whose heading says so.
         """
         from musicjax.plots import plot_piano_roll
 
         end_s = self.duration_s if end_s is None else min(end_s, self.duration_s)
-        audio = None if self.audio is None else part_of(self.audio, start_s, end_s)
-        return plot_piano_roll(self.notes, audio=audio, path=path, start_s=start_s, end_s=end_s)
+        audio, title = None, None
+        if self.audio is not None and end_s - start_s > DRAWN_S:
+            title = f"Notes alone: sound is drawn of no more than {_clock(DRAWN_S)}"
+        elif self.audio is not None:
+            audio = part_of(self.audio, start_s, end_s)
+        return plot_piano_roll(
+            self.notes, audio=audio, path=path, start_s=start_s, end_s=end_s, title=title
+        )
 
     def __repr__(self) -> str:
         return (

@@ -102,6 +102,19 @@ def test_a_result_without_its_audio_still_draws(transcriber, samples, tmp_path, 
     assert (tmp_path / "a.png").stat().st_size > 0
 
 
+def test_sound_of_more_than_an_hour_is_not_drawn(result, samples, monkeypatch):
+    given = replace(result, audio=Audio(samples, RATE))
+    read = []
+    monkeypatch.setattr(task, "part_of", lambda *part: read.append(part))
+    monkeypatch.setattr(task, "DRAWN_S", 120.0)
+    for long in (replace(given, duration_s=121.0), replace(given, duration_s=72000.0)):
+        words = [text.get_text() for text in long.plot().texts]
+        assert words[0] == "Notes alone: sound is drawn of no more than 2 min 0 s"
+        assert read == []
+    long.plot(start_s=1.0, end_s=121.0)
+    assert read == [(given.audio, 1.0, 121.0)]
+
+
 def test_confidence_is_the_mean_probability_at_the_onsets(result):
     onset = np.zeros((100, 88), np.float16)
     onset[10, 39], onset[21, 43] = 0.5, 1.0
