@@ -3,14 +3,19 @@
 import contextlib
 import errno
 import hashlib
+import importlib
 import os
 import platform
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from musicjax.errors import WeightsError
 from musicjax.registry import Source
+
+_LOCK_POLL_S = 0.1
 
 
 def cache_folder() -> Path:
@@ -106,18 +111,45 @@ def no_room(path: Path, error: OSError) -> WeightsError:
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold a lock file, so that the processes of one job do not download one file at once."""
+    take, release = _locking()
     try:
-        import fcntl
-    except ImportError:  # Windows: the checksum still catches two writers
-        yield
-        return
-    try:
-        path.touch()
+        file = path.open("ab")
     except OSError as error:
         raise no_room(path, error) from error
-    with path.open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with file:
+        take(file.fileno())
         try:
             yield
         finally:
-            fcntl.flock(file, fcntl.LOCK_UN)
+            release(file.fileno())
+
+
+def _locking() -> tuple[Callable[[int], None], Callable[[int], None]]:
+    """How this system takes and releases the lock of an open file, waiting as long as it must."""
+    try:
+        import fcntl
+    except ImportError:
+        return _locking_of_windows()
+    return (
+        lambda handle: fcntl.flock(handle, fcntl.LOCK_EX),
+        lambda handle: fcntl.flock(handle, fcntl.LOCK_UN),
+    )
+
+
+def _locking_of_windows() -> tuple[Callable[[int], None], Callable[[int], None]]:
+    msvcrt: Any = importlib.import_module("msvcrt")  # its names are known on Windows only
+
+    def first_byte(handle: int, how: int) -> None:
+        os.lseek(handle, 0, os.SEEK_SET)  # what is locked begins where the file stands
+        msvcrt.locking(handle, how, 1)
+
+    def take(handle: int) -> None:
+        while True:
+            try:
+                return first_byte(handle, msvcrt.LK_NBLCK)
+            except OSError as error:
+                if error.errno not in (errno.EACCES, errno.EDEADLK):
+                    raise
+                time.sleep(_LOCK_POLL_S)
+
+    return take, lambda handle: first_byte(handle, msvcrt.LK_UNLCK)
