@@ -5,7 +5,6 @@ checksum is ever handed on, and a download that broke off goes on where it stopp
 """
 
 import importlib.resources
-import importlib.util
 from pathlib import Path
 
 from musicjax.errors import WeightsError
@@ -100,11 +99,15 @@ def _bring(source: Source, part: Path, progress: Progress | None) -> None:
         refused = any(code in str(error) for code in ("401", "403"))
         login = "; a private repository needs `pip install 'musicjax[hub]'` and a login"
         why = f"{error}{login}" if refused and source.address.startswith("hf:") else str(error)
-        raise WeightsError(
-            f"cannot fetch {source.address} ({why}). Without a network, put that file, named "
-            f"{cache.file_name(source)} (sha256 {source.sha256}), in a folder and set the "
-            "environment variable MUSICJAX_MIRROR to that folder."
-        ) from error
+        raise WeightsError(_not_fetched(source, why)) from error
+
+
+def _not_fetched(source: Source, why: str) -> str:
+    return (
+        f"cannot fetch {source.address} ({why}). Without a network, put that file, named "
+        f"{cache.file_name(source)} (sha256 {source.sha256}), in a folder and set the environment "
+        "variable MUSICJAX_MIRROR to that folder."
+    )
 
 
 def https_address(address: str) -> str:
@@ -135,14 +138,28 @@ def _hugging_face_parts(rest: str) -> tuple[str, str, str]:
 def _from_hugging_face(source: Source) -> Path | None:
     """Through the hub's own client when it is installed: it knows the user's token and cache."""
     scheme, _, rest = source.address.partition("://")
-    if scheme != "hf" or importlib.util.find_spec("huggingface_hub") is None:
+    if scheme != "hf" or rest.count("/") < 2:  # the latter is told by https_address
         return None
-    import huggingface_hub
-
     repository, revision, file = _hugging_face_parts(rest)
     try:
+        import huggingface_hub
+
         path = Path(huggingface_hub.hf_hub_download(repository, file, revision=revision))
-    except Exception as error:  # its own many kinds: our own download then says what is wrong
-        del error
-        return None
-    return path if cache.fault(path, source) is None else None
+    except ModuleNotFoundError as error:
+        if error.name == "huggingface_hub":
+            return None
+        raise WeightsError(
+            f"the package huggingface_hub is installed and cannot be imported ({error}); repair it "
+            "by `pip install 'musicjax[hub]'`, or uninstall it: the file can be fetched without."
+        ) from error
+    except Exception as error:  # its own many kinds
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise WeightsError(_not_fetched(source, f"huggingface_hub says: {why}")) from error
+    problem = cache.fault(path, source)
+    if problem:
+        raise WeightsError(
+            f"the file {path}, which huggingface_hub keeps of {source.address}, {problem}: it is "
+            "not the file that the card names. Remove it, so that it is fetched again; if it stays "
+            "so, the file at that address has changed and a newer musicjax may know it."
+        )
+    return path

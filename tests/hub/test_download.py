@@ -3,7 +3,11 @@
 import errno
 import hashlib
 import http.server
+import os
+import subprocess
+import sys
 import threading
+import types
 from pathlib import Path
 
 import pytest
@@ -237,3 +241,113 @@ def test_addresses(address, https):
 def test_addresses_that_are_not_fetched(address):
     with pytest.raises(WeightsError, match="can be fetched"):
         download.https_address(address)
+
+
+# Hugging Face's own client --------------------------------------------------------------------
+
+
+@pytest.fixture
+def hugging_face(tmp_path, monkeypatch):
+    """A package huggingface_hub that hands out one file, and tells what it was asked for."""
+    module = types.ModuleType("huggingface_hub")
+    module.asked, module.file = [], tmp_path / "theirs" / "w.safetensors"
+    module.file.parent.mkdir()
+    module.file.write_bytes(DATA)
+
+    def hf_hub_download(repository, file, *, revision):
+        module.asked.append((repository, file, revision))
+        return str(module.file)
+
+    module.hf_hub_download = hf_hub_download
+    monkeypatch.setitem(sys.modules, "huggingface_hub", module)
+    return module
+
+
+def test_the_hub_s_own_client_is_taken_where_it_is(hugging_face, server):
+    assert fetch(source_at("hf://owner/name@v1/w.safetensors")) == hugging_face.file
+    assert hugging_face.asked == [("owner/name", "w.safetensors", "v1")]
+    fetch(source_of(server))  # no other address is its business
+    with pytest.raises(WeightsError, match="can be fetched"):
+        fetch(source_at("hf://owner/name"))
+    assert len(hugging_face.asked) == 1
+
+
+def test_what_the_hub_s_client_says_is_told(hugging_face):
+    def refuse(*args, **kwargs):
+        raise PermissionError("the repository is gated\nand much more")
+
+    hugging_face.hf_hub_download = refuse
+    with pytest.raises(WeightsError, match=r"repository is gated\).*MUSICJAX_MIRROR") as told:
+        fetch(source_at("hf://owner/name/w.safetensors"))
+    assert "much more" not in str(told.value)
+
+
+def test_another_file_of_the_hub_s_client_is_refused(hugging_face):
+    hugging_face.file.write_bytes(DATA[:-1] + b"x")
+    with pytest.raises(WeightsError, match="not the file that the card names"):
+        fetch(source_at("hf://owner/name/w.safetensors"))
+
+
+def test_without_the_hub_s_client_our_own_asks(server, monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    address = f"http://127.0.0.1:{server.server_port}/w.safetensors"
+    monkeypatch.setattr(download, "https_address", lambda _: address)
+    assert fetch(source_at("hf://owner/name/w.safetensors")).read_bytes() == DATA
+
+
+def test_a_hub_s_client_without_its_own_needs_is_told(tmp_path, monkeypatch):
+    (tmp_path / "huggingface_hub.py").write_text("import a_package_that_is_not_there\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "huggingface_hub", raising=False)
+    with pytest.raises(WeightsError, match=r"a_package_that_is_not_there.*repair"):
+        fetch(source_at("hf://owner/name/w.safetensors"))
+
+
+# The lock -------------------------------------------------------------------------------------
+
+
+def test_processes_wait_for_each_other(tmp_path):
+    lock, told = tmp_path / "w.lock", tmp_path / "told"
+    code = """
+import sys
+from pathlib import Path
+from musicjax.hub import cache
+print("ready", flush=True)
+with cache.locked(Path(sys.argv[1])), open(sys.argv[2], "a") as file:
+    file.write("other\\n")
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with cache.locked(lock):
+        other = subprocess.Popen(
+            [sys.executable, "-c", code, str(lock), str(told)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert other.stdout.readline() == "ready\n"
+        with pytest.raises(subprocess.TimeoutExpired):
+            other.wait(0.3)
+        told.write_text("we\n")
+    other.communicate(timeout=60)
+    assert told.read_text() == "we\nother\n"
+
+
+def test_windows_has_a_lock_too(tmp_path, monkeypatch):
+    done, held_by_others = [], [errno.EACCES, errno.EDEADLK]
+
+    def locking(handle, how, count):
+        assert (os.lseek(handle, 0, os.SEEK_CUR), count) == (0, 1)
+        if how == 2 and held_by_others:
+            raise OSError(held_by_others.pop(), "held")
+        done.append(how)
+
+    windows = types.SimpleNamespace(locking=locking, LK_NBLCK=2, LK_UNLCK=0)
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    monkeypatch.setitem(sys.modules, "msvcrt", windows)
+    monkeypatch.setattr(cache, "_LOCK_POLL_S", 0.0)
+    with cache.locked(tmp_path / "w.lock"):
+        assert done == [2]
+    assert done == [2, 0]
+    held_by_others.append(errno.EBADF)
+    with pytest.raises(OSError, match="held"), cache.locked(tmp_path / "w.lock"):
+        pytest.fail("it is not locked")
