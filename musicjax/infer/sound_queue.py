@@ -62,11 +62,16 @@ class SoundQueue:
         self.sample_rate = sample_rate
 
     def put(
-        self, samples: Float[np.ndarray, " N"], *, may_wait: bool = False, lost: int = 0
+        self,
+        samples: Float[np.ndarray, " N"],
+        *,
+        may_wait: bool = False,
+        let_in: bool = False,
+        lost: int = 0,
     ) -> bool:
         """Add a block; `lost` samples went missing before it. False when nobody listens any more.
 
-        `may_wait`: wait for room rather than drop.
+        `may_wait`: wait for room rather than drop. `let_in`: do neither, though there is no room.
         """
         with self._changed:
             most = self.capacity_s * self.sample_rate
@@ -74,7 +79,7 @@ class SoundQueue:
                 self._changed.wait(_POLL_S)
             if self._stopped:
                 return False
-            if self._waiting > most:
+            if self._waiting > most and not let_in:
                 lost_here, self._waiting = self._waiting, 0
                 self._blocks.clear()
                 self.overruns += 1

@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -24,7 +24,10 @@ from musicjax.infer.sound_queue import SoundQueue
 
 BLOCK_S = 0.02  # of a file that is played
 FORMATS = {"s16le": "<i2", "s32le": "<i4", "f32le": "<f4"}
-_FAST_CLOCK = 1.001  # no sound card is further off
+# What tells a live stream from one that comes faster.
+_LIVE_SPEED = 1.1  # at most; sound cards are exact, but blocks come a little late and early
+_AHEAD_S = 0.05
+_SURE_S = 1.0
 _PIPE_BYTES = 1 << 16  # what a pipe holds, on Linux by default
 _RATES = (8000, 11025, 16000, 22050, 24000, 32000, 44100, 48000, 88200, 96000, 192000)
 _OTHER_WAYS = (
@@ -91,28 +94,46 @@ class _Thread:
 
 
 class _Patience:
-    """Whether a stream comes faster than it could be played, so that it can be made to wait.
+    """Puts sound into a queue, and finds out what is to be done when that is full.
 
-    A live stream is ahead of our clock by what its pipe held when reading began, and by how much
-    its own clock is fast, never by more. Sound out of a file is, when nobody stops it; once it was,
-    it may wait for ever. Until then one that is ahead waits, and one that is not is live: what
-    cannot be heard in time is dropped. `own_speed` says which it is, where that is known.
+    A live stream brings as much sound as time passes: what cannot be heard in time is dropped. Out
+    of a file it comes faster, and is made to wait. A pipe that filled before reading began, by up
+    to `held_s`, looks like a file until it has run dry; so what is ahead of its time is let in
+    until it is further ahead than that. Time in which we made it wait tells nothing and does not
+    count. `own_speed` says which it is, where that is known.
     """
 
-    def __init__(self, held_s: float, clock: Callable[[], float], own_speed: bool | None) -> None:
-        self._held_s, self._clock, self._own_speed = held_s, clock, own_speed
-        self._begun_s: float | None = None
-        self._free = False
+    def __init__(self, queue: SoundQueue, held_s: float, own_speed: bool | None) -> None:
+        self._queue, self._most_s, self._own_speed = queue, held_s + _SURE_S, own_speed
+        self._since_s = queue.clock()
+        self._came_s = self._took_s = 0.0  # sound, and the time for it, since it ran dry
+        self._dried = self._faster = False
 
-    def may_wait(self, received_s: float) -> bool:
-        """`received_s` seconds of sound have come by now."""
+    def put(self, samples: Float[np.ndarray, " N"]) -> bool:
+        """The next samples; False when nobody listens any more."""
         if self._own_speed is not None:
-            return not self._own_speed
-        if self._begun_s is None:
-            self._begun_s = self._clock()
-        ahead_s = received_s - _FAST_CLOCK * (self._clock() - self._begun_s)
-        self._free = self._free or ahead_s > self._held_s + 1.0
-        return self._free or ahead_s > 0.05
+            return self._queue.put(samples, may_wait=not self._own_speed)
+        now_s = self._queue.clock()
+        self._judge(len(samples) / self._queue.sample_rate, now_s - self._since_s)
+        self._since_s = now_s
+        ahead = self._came_s - self._took_s > _AHEAD_S
+        wanted = self._queue.put(samples, may_wait=self._faster, let_in=ahead)
+        if self._faster:
+            self._since_s = self._queue.clock()
+        return wanted
+
+    def _judge(self, came_s: float, took_s: float) -> None:
+        self._came_s += came_s
+        self._took_s += took_s
+        if 0 < came_s < 2 * took_s:  # we had to wait for it: nothing more had been sent
+            known = self._dried and self._took_s >= _SURE_S
+            live = known and self._came_s <= _LIVE_SPEED * self._took_s
+            # What is a little faster than live shows in the long run; the burst of one that is
+            # live is to be forgotten.
+            if live or not self._dried or (known and self._faster):
+                self._came_s = self._took_s = 0.0
+            self._faster, self._dried = self._faster and not live, True
+        self._faster = self._faster or self._came_s - self._took_s > self._most_s
 
 
 class PlayedFile(_Thread):
@@ -162,11 +183,9 @@ class Blocks(_Thread):
 
     def _bring(self, queue: SoundQueue, wanted_rate: int) -> None:
         queue.begin(self._rate)
-        patience, received = _Patience(0.0, queue.clock, self._own_speed), 0
+        patience = _Patience(queue, 0.0, self._own_speed)
         for block in self._source:
-            mono = as_mono(block)
-            received += len(mono)
-            if not queue.put(mono, may_wait=patience.may_wait(received / self._rate)):
+            if not patience.put(as_mono(block)):
                 return
 
 
@@ -259,13 +278,11 @@ class PcmStream(_Thread):
         chunks = self._chunks()
         waiting: bytes | None = self._head(chunks)
         queue.begin(self.form.sample_rate)
-        per_s = self.form.frame_bytes * self.form.sample_rate
-        patience, received = _Patience(_PIPE_BYTES / per_s, queue.clock, self._own_speed), 0
+        held_s = _PIPE_BYTES / (self.form.frame_bytes * self.form.sample_rate)
+        patience = _Patience(queue, held_s, self._own_speed)
         while waiting is not None:
             whole = len(waiting) // self.form.frame_bytes * self.form.frame_bytes
-            received += whole
-            waits = patience.may_wait(received / per_s)
-            if whole and not queue.put(self.form.decoded(waiting[:whole]), may_wait=waits):
+            if whole and not patience.put(self.form.decoded(waiting[:whole])):
                 return
             more = next(chunks, None)
             waiting = None if more is None else waiting[whole:] + more

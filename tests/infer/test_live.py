@@ -18,7 +18,7 @@ import soxr
 from musicjax.errors import AudioError, ConfigError, MissingDependencyError
 from musicjax.infer.live import Listening, Resampler
 from musicjax.infer.sound_queue import SoundQueue
-from musicjax.infer.sources import Blocks, Microphone, PcmFormat, PcmStream, PlayedFile
+from musicjax.infer.sources import Blocks, Microphone, PcmFormat, PcmStream, PlayedFile, _Patience
 from musicjax.infer.stream import NoteOff, NoteOn, Streamer, events_to_notes
 
 _spec = importlib.util.spec_from_file_location("tones", Path(__file__).with_name("tones.py"))
@@ -160,6 +160,100 @@ def test_a_slow_model_drops_and_catches_up_and_time_stays_true(slow_streamer):
     for event in events:
         if isinstance(event, NoteOn):
             assert truth[event.pitch] - 0.05 < event.time_s < truth[event.pitch] + 0.35
+
+
+def test_a_pipe_that_was_full_before_reading_began_stays_live(slow_streamer):
+    """Two seconds have gathered while the model was loaded; the rest comes as it sounds."""
+    sound = np.concatenate([melody([60, 64, 67, 72], 0.4), melody([60, 64, 67, 72], 0.3)])
+    raw = (sound * 32767).astype("<i2").tobytes()
+    reads, writes = os.pipe()
+    os.set_blocking(writes, False)
+    held = os.write(writes, raw[: 1 << 16])
+    os.set_blocking(writes, True)
+
+    def play():
+        begun_s = time.monotonic()
+        for place in range(held, len(raw), 640):
+            time.sleep(max(0.0, begun_s + (place + 640 - held) / (2 * RATE) - time.monotonic()))
+            os.write(writes, raw[place : place + 640])
+        os.close(writes)
+
+    threading.Thread(target=play, daemon=True).start()
+    begun_s = time.monotonic()
+    with os.fdopen(reads, "rb") as pipe:
+        _, listening = heard(slow_streamer, PcmStream(pipe), buffer_s=0.2)
+    took_s = time.monotonic() - begun_s
+    live_s = (len(raw) - held) / (2 * RATE)
+    assert listening.figures.lost_s > held / (2 * RATE) - 0.5  # what had gathered is passed over
+    assert took_s < live_s + 0.8
+    assert slow_streamer.time_s == pytest.approx(len(sound) / RATE, abs=2 * HOP / RATE)
+
+
+def test_a_file_through_a_pipe_waits_for_a_model_that_is_slow(slow_streamer):
+    sound = melody([60, 64, 67, 72], 0.4)
+    raw = np.stack([sound, sound], axis=1).astype("<f4").tobytes()
+    reads, writes = os.pipe()
+
+    def play():
+        with os.fdopen(writes, "wb") as pipe:
+            pipe.write(raw)
+
+    threading.Thread(target=play, daemon=True).start()
+    with os.fdopen(reads, "rb") as pipe:
+        stream = PcmStream(pipe, PcmFormat("f32le", RATE, 2))
+        events, listening = heard(slow_streamer, stream, buffer_s=0.2)
+    assert pitches(events) == [60, 64, 67, 72]
+    assert listening.figures.lost_s == listening.figures.overruns == 0
+
+
+class Recorded(SoundQueue):
+    """A queue that only notes what it is told to do when it is full."""
+
+    def __init__(self):
+        super().__init__(clock=lambda: self.now_s)
+        self.begin(100)
+        self.told, self.now_s = [], 0.0
+
+    def put(self, samples, *, may_wait=False, let_in=False, lost=0):
+        self.told.append("wait" if may_wait else "let in" if let_in else "drop")
+        self.now_s += 5.0 * may_wait  # however long that takes
+        return True
+
+
+def told(blocks, held_s=0.0):
+    """What is done with blocks that each take so long to come and hold so many seconds."""
+    queue = Recorded()
+    patience = _Patience(queue, held_s, None)
+    for took_s, came_s in blocks:
+        queue.now_s += took_s
+        assert patience.put(np.zeros(round(100 * came_s), np.float32))
+    return queue.told
+
+
+def test_live_sound_never_waits():
+    live = [(0.1, 0.1)]
+    assert set(told([(3.0, 3.0)] * 5)) == {"drop"}  # long blocks, the first one waited for
+    assert set(told([(9.0, 0.1), *live * 50])) == {"drop"}
+    full = told([(0.0, 0.5)] * 4 + live * 50, held_s=2.0)
+    assert full == ["let in"] * 4 + ["drop"] * 50
+    late = told([*live * 20, (0.3, 0.1), (0.0, 0.1), (0.0, 0.1), *live * 60])
+    assert "wait" not in late and late[-25:] == ["drop"] * 25
+    # A radio that begins with four seconds at once is taken for a file only as long as that lasts.
+    burst = told([(1.0, 0.5), *[(0.001, 0.5)] * 8, *live * 50])
+    assert "drop" not in burst[1:9] and burst[8] == "wait"
+    assert burst[-30:] == ["drop"] * 30
+    stalled = told([*live * 20, (8.0, 0.1), *[(0.0, 0.5)] * 16, *live * 60])
+    assert stalled[-30:] == ["drop"] * 30
+
+
+@pytest.mark.parametrize("took_s", [0.0, 0.001, 0.1, 0.3])
+@pytest.mark.parametrize("start_s", [0.0, 4.0])
+def test_what_comes_faster_waits_and_is_never_dropped(took_s, start_s):
+    found = told([(start_s + took_s, 0.5), *[(took_s, 0.5)] * 40], held_s=2.0)
+    assert "drop" not in found[1:]
+    assert found[-1] == "wait" and found.index("wait") < 25
+    paused = told([(took_s, 0.5)] * 40 + [(60.0, 0.5)] + [(took_s, 0.5)] * 40, held_s=2.0)
+    assert "drop" not in paused[1:40] + paused[41:]
 
 
 def test_what_comes_faster_than_it_sounds_is_made_to_wait(streamer):
