@@ -29,6 +29,8 @@ def run(args: argparse.Namespace, options: dict[str, Any]) -> int:
     source = _source(args)
     console = Console(stderr=True)
     able = console.is_terminal and not console.is_dumb_terminal
+    # Notes are drawn by colours alone; NO_COLOR and terminals without any get lines.
+    able = able and console.color_system is not None and not console.no_color
     drawn = able and console.encoding.startswith("utf") and not args.plain
     with contextlib.ExitStack() as stack:
         stack.callback(source.close)
@@ -86,7 +88,8 @@ def _source(args: argparse.Namespace) -> Source:
     if args.as_fast_as_possible and not (args.stdin or args.file):
         raise ConfigError("--as-fast-as-possible is for --file and --stdin; a microphone cannot.")
     if args.stdin:
-        form = PcmFormat(args.format or "s16le", args.rate or 16000, args.channels or 1)
+        fields = {"kind": args.format, "sample_rate": args.rate, "channels": args.channels}
+        form = PcmFormat(**{name: value for name, value in fields.items() if value is not None})
         return PcmStream(form=form, own_speed=False if args.as_fast_as_possible else None)
     if args.file:
         return PlayedFile(args.file, own_speed=not args.as_fast_as_possible)

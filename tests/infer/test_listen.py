@@ -159,9 +159,15 @@ def test_notes_go_to_a_midi_port(wav, monkeypatch, capfd):
     assert "there are: Synth" in capfd.readouterr().err
 
 
+def terminal(screen, **settings):
+    """A terminal of 100 by 30 characters, whatever the environment says of ours."""
+    facts = {"color_system": "truecolor", "no_color": False, "_environ": {}, **settings}
+    return Console(file=screen, force_terminal=True, width=100, height=30, **facts)
+
+
 def test_a_terminal_shows_the_roll_and_says_how_it_went(wav, monkeypatch, capfd):
     screen = io.StringIO()
-    console = Console(file=screen, force_terminal=True, width=100, height=30)
+    console = terminal(screen)
     monkeypatch.setattr(view, "FRAME_S", 0.0)
     monkeypatch.setattr("rich.console.Console", lambda **_: console)
     assert main(["listen", "--file", wav, "-o", "a.mid"]) == 0
@@ -172,6 +178,19 @@ def test_a_terminal_shows_the_roll_and_says_how_it_went(wav, monkeypatch, capfd)
     said = capfd.readouterr()
     assert len(said.out.splitlines()) == 4  # stdout is no terminal here
     assert "2 notes -> a.mid" in said.err
+
+
+@pytest.mark.parametrize("settings", [{"no_color": True}, {"color_system": None}])
+def test_a_terminal_without_colours_has_lines(wav, settings, monkeypatch, capfd):
+    """The roll, the keyboard and the level are nothing but colours."""
+    screen = io.StringIO()
+    console = terminal(screen, **settings)
+    monkeypatch.setattr("rich.console.Console", lambda **_: console)
+    assert main(["listen", "--file", wav, "--as-fast-as-possible"]) == 0
+    said = capfd.readouterr()
+    assert "\x1b[?1049h" not in screen.getvalue()
+    assert len(said.out.splitlines()) == 4
+    assert "tones hears song.wav; Ctrl-C ends." in said.err
 
 
 @pytest.mark.parametrize(
@@ -185,6 +204,8 @@ def test_a_terminal_shows_the_roll_and_says_how_it_went(wav, monkeypatch, capfd)
         (["--as-fast-as-possible"], "a microphone cannot"),
         (["--file", "song.wav", "--buffer", "0"], "a buffer of 0"),
         (["--stdin", "--format", "mp3"], "s16le, s32le, f32le"),
+        (["--stdin", "--rate", "0"], "the rate is 0 Hz; give one from 1000"),
+        (["--stdin", "--channels", "0"], "there are 0 channels; give 1 to 256"),
         (["--stdin", "--file", "song.wav"], "not allowed with"),
     ],
 )
