@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import importlib.util
 import json
 import os
 import shutil
@@ -35,7 +36,7 @@ _DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.b
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model with its weights. `card` is None when the weights come from a file of the user's."""
+    """A model with its weights. `card` is None for a file whose weights are of no card."""
 
     model: nnx.Module
     config: Any
@@ -141,13 +142,19 @@ def load_model(
     if path.is_file() or path.is_dir() or path.suffix == ".safetensors" or len(path.parts) > 1:
         path = find_weights(path)
         model, config, system = _rebuild(path, policy)
-        return LoadedModel(model, config, None, str(path), system)
+        return LoadedModel(model, config, _card_of(path, system), str(path), system)
     system, tag, card = registry.find_card(text)
     full_name = f"{system.name}.{tag}"
     if card.source is None:
+        known = importlib.util.find_spec(f"musicjax.models.{system.name}.convert") is not None
+        published = (
+            f"a checkpoint that its authors published is read by `musicjax convert CHECKPOINT --to "
+            f"{full_name} -o {full_name}.safetensors`; or "
+        )
         raise WeightsError(
-            f"{full_name} is an architecture without weights at a known address; train it with "
-            f"`musicjax train {system.name}`, or give the path of a .safetensors file."
+            f"{full_name} is an architecture without weights at a known address; "
+            f"{published if known else ''}train it with `musicjax train {system.name}`, or give "
+            "the path of a .safetensors file."
         )
     path = _weights_of(card.source, system, progress)
     try:
@@ -184,6 +191,19 @@ def find_weights(path: str | os.PathLike[str]) -> Path:
             f"({found}); give the file itself."
         )
     return files[0]
+
+
+def _card_of(path: Path, system: registry.System) -> registry.Card | None:
+    """The card whose very weights a file holds: its own file, or converted from it."""
+    original = read_header(path)["extra"].get("source_sha256")
+    size = path.stat().st_size
+    for card in system.cards.values():
+        if card.source is None or not card.source.sha256:
+            continue
+        same = size == card.source.size_bytes and cache.sha256_of(path) == card.source.sha256
+        if same or original == card.source.sha256:
+            return card
+    return None
 
 
 def _weights_of(

@@ -13,7 +13,7 @@ from flax import nnx
 
 from musicjax import registry
 from musicjax.errors import ModelNotFoundError, OutputError, WeightsError
-from musicjax.hub import load_model, read_header, save_weights
+from musicjax.hub import load_model, read_header, save_weights, weights
 from musicjax.types import Policy
 
 
@@ -149,8 +149,31 @@ def test_a_card_without_weights_says_how_to_get_some(monkeypatch):
     card = dataclasses.replace(next(iter(system.cards.values())), source=None)
     bare = dataclasses.replace(system, cards={"bare": card})
     monkeypatch.setattr(registry, "systems", lambda: {"onsets_frames": bare})
-    with pytest.raises(WeightsError, match="musicjax train onsets_frames"):
+    with pytest.raises(WeightsError, match="musicjax train onsets_frames") as told:
         load_model("onsets_frames.bare")
+    assert "musicjax convert CHECKPOINT --to onsets_frames.bare -o" in str(told.value)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(WeightsError, match="musicjax train onsets_frames") as told:
+        load_model("onsets_frames.bare")
+    assert "musicjax convert" not in str(told.value)
+
+
+def test_a_file_with_the_weights_of_a_card_has_that_card(tmp_path, tiny_model, tiny_weights):
+    model, config = tiny_model
+    system = registry.find_system("onsets_frames")
+    card = next(card for card in system.cards.values() if card.source is not None)
+    converted = tmp_path / "converted.safetensors"
+    of = {"source": "theirs.pt", "source_sha256": card.source.sha256}
+    save_weights(converted, model, config, system="onsets_frames", extra=of)
+    assert load_model(converted).card is card
+    assert load_model(tiny_weights).card is None
+    shipped = registry.Source(
+        "package:a", hashlib.sha256(data := tiny_weights.read_bytes()).hexdigest(), len(data)
+    )
+    ours = dataclasses.replace(card, source=shipped)
+    known = dataclasses.replace(system, cards={"bare": ours})
+    assert weights._card_of(tiny_weights, known) is ours
+    assert weights._card_of(converted, known) is None
 
 
 def test_a_foreign_checkpoint_is_converted_once(tmp_path, tiny_model, monkeypatch):
