@@ -50,6 +50,19 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         temporary.unlink(missing_ok=True)
 
 
+def make_folder(path: str | os.PathLike[str]) -> Path:
+    """Make a folder, and those above it, unless it is there; OutputError where that cannot be."""
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"cannot make the folder {folder} ({(error.strerror or str(error)).lower()}); give "
+            "one in a place where you can write."
+        ) from error
+    return folder
+
+
 def check_writable(path: str | os.PathLike[str]) -> None:
     """Raise OutputError unless a file can be made at `path`: to be asked before the long work."""
     target = Path(os.path.realpath(path))

@@ -20,7 +20,7 @@ from musicjax.data.corpora import SPLITS
 from musicjax.data.layouts import Layout, Track, find_tracks
 from musicjax.data.records import SUFFIX, Codec, Example, RecordSource, to_int16, write_shard
 from musicjax.errors import AudioError, DataError
-from musicjax.files import atomic_write
+from musicjax.files import atomic_write, make_folder
 from musicjax.notes import Notes
 
 _MANIFEST = "corpus.json"
@@ -79,6 +79,7 @@ def import_dataset(
 
     Raises:
       DataError: the dataset is unknown or not there, or `out` holds something else.
+      OutputError: `out` cannot be made.
     """
     layout = find_tracks(dataset, Path(root))
     chosen = [track for track in layout.tracks if track.split in splits]
@@ -186,7 +187,7 @@ def _check_manifest(out: Path, dataset: str, tracks: list[Track], options: tuple
         return
     if out.exists() and next(out.rglob(f"*{SUFFIX}"), None) is not None:
         raise DataError(f"{out} holds records that were not imported here: give another folder.")
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     manifest = {"format": 1, "digest": digest, "dataset": dataset, "recordings": len(tracks)}
     with atomic_write(path) as file:
         file.write(json.dumps(manifest, indent=1).encode())

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Int16
 
 from musicjax.errors import DataError, MissingDependencyError
+from musicjax.files import make_folder
 from musicjax.notes import Notes, Pedal
 
 SUFFIX = ".array_record"
@@ -187,7 +188,7 @@ def write_shard(
     """
     array_record = _array_record()
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
     count = 0
     writer = array_record.ArrayRecordWriter(str(unfinished), _SHARD_OPTIONS)

@@ -28,7 +28,7 @@ from musicjax.data.instruments import FONT_SUFFIXES, expand_instruments, play
 from musicjax.data.performance import ReperformConfig, playable, reperform
 from musicjax.data.records import SUFFIX, Codec, Example, RecordSource, to_int16, write_shard
 from musicjax.errors import ConfigError, DataError
-from musicjax.files import atomic_write
+from musicjax.files import atomic_write, make_folder
 from musicjax.notes import Notes
 
 COMPOSER = "composer:"
@@ -285,9 +285,10 @@ def render_corpus(config: RenderConfig, on_progress: Progress | None = None) -> 
 
     Raises:
       DataError: sources are missing, or the folder holds a corpus of another configuration.
+      OutputError: the folder cannot be made.
     """
     repertoire = Repertoire.find(config)
-    config.out.mkdir(parents=True, exist_ok=True)
+    make_folder(config.out)
     _check_manifest(repertoire)
     shards = list(_shards(config))
     missing = [shard for shard in shards if not _is_complete(config.out, *shard)]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from musicjax.errors import ConfigError
+from musicjax.files import make_folder
 
 _EXAMPLES = {
     "render": """examples:
@@ -113,7 +114,7 @@ def _compose(config: ComposeConfig) -> int:
 
     if config.count < 1:
         raise ConfigError(f"count is {config.count}; expected at least 1.")
-    config.out.mkdir(parents=True, exist_ok=True)
+    make_folder(config.out)
     with _progress(f"Composing to {config.out}") as show:
         for i in range(config.count):
             rng = np.random.default_rng([config.seed, i])
@@ -156,7 +157,9 @@ def _progress(title: str):
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    shown = console.is_terminal  # elsewhere rich would end with an empty line
+    with Progress(*columns, console=console, transient=True, disable=not shown) as bar:
         task = bar.add_task(title, total=None)
 
         def show(done: int, total: int) -> None:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from musicjax.errors import MusicJaxError, OutputError
-from musicjax.files import check_writable
+from musicjax.errors import AudioError, MusicJaxError, OutputError
+from musicjax.files import check_writable, make_folder
 
 if TYPE_CHECKING:
     from musicjax.tasks.caption import Captioner
@@ -92,15 +92,24 @@ def _targets(
                 )
             yield path
             continue
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(
-                f"cannot make the folder {path} ({(error.strerror or str(error)).lower()}); give "
-                "one in a place where you can write."
-            ) from error
+        make_folder(path)
         for name in formats:
             yield path / f"{Path(source).stem}.{name.lstrip('.')}"
+
+
+def not_there(jobs: Sequence[Job]) -> list[Outcome]:
+    """What becomes of the jobs whose recording is no file: to be asked before a model is loaded."""
+    from musicjax.audio import probe
+
+    found = []
+    for job in jobs:
+        if job.source.exists() and not job.source.is_dir():
+            continue  # a pipe can be read only once: not now
+        try:
+            probe(job.source)
+        except AudioError as error:
+            found.append(Outcome(str(job.source), (), error=_sentence(error)))
+    return found
 
 
 def transcribe_files(

@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
 from musicjax.data import RecordSource, command, verbs
-from musicjax.notes import read_midi
+from musicjax.errors import DataError, OutputError
+from musicjax.notes import Notes, read_midi, write_midi
 
 
 def test_compose_writes_pieces(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,3 +56,30 @@ def test_import_takes_its_dataset_and_folder_without_names(
         ("mirdata:x", "here", "there"),
         ("maps", "here", "there"),
     ]
+
+
+@pytest.mark.parametrize("action", ["render", "import", "compose"])
+def test_a_folder_that_cannot_be_made_is_told_and_nothing_else(
+    action: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    put_pair(tmp_path / "own")
+    (tmp_path / "text.wav").write_text("words")
+    given = ["folder", str(tmp_path / "own")] if action == "import" else []
+    with pytest.raises(OutputError, match=r"cannot make the folder .*text\.wav/x \(not a dir"):
+        command(action, [*given, "--out", str(tmp_path / "text.wav/x")])
+    assert capfd.readouterr() == ("", "")
+
+
+def test_errors_have_no_empty_line_before_them(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(DataError, match="gone"):
+        command("render", ["--out", str(tmp_path / "x"), "--midi", str(tmp_path / "gone")])
+    assert capfd.readouterr() == ("", "")
+
+
+def put_pair(folder: Path) -> None:
+    """A recording with its notes."""
+    folder.mkdir()
+    soundfile.write(folder / "a.wav", np.zeros(8000, np.float32), 8000)
+    write_midi(Notes.from_arrays([0.1], [0.5], [60]), folder / "a.mid")
