@@ -5,6 +5,7 @@ why it cannot. None needs the model: rates are matched by whoever listens.
 """
 
 import io
+import itertools
 import os
 import sys
 import threading
@@ -29,6 +30,10 @@ _LIVE_SPEED = 1.1  # at most; sound cards are exact, but blocks come a little la
 _AHEAD_S = 0.05
 _SURE_S = 1.0
 _PIPE_BYTES = 1 << 16  # what a pipe holds, on Linux by default
+# One who writes a WAV file into a pipe cannot come back to tell its size, and says 0 or the most:
+# 0xFFFFFFFF (ffmpeg), 0x80000000 (arecord), 0x7FFFF000 (sox).
+_ENDLESS_BYTES = 0x7FFFF000
+_COMPRESSED = ((b"fLaC", "a FLAC", "flac"), (b"OggS", "an Ogg", "ogg"), (b"ID3", "an MP3", "mp3"))
 _RATES = (8000, 11025, 16000, 22050, 24000, 32000, 44100, 48000, 88200, 96000, 192000)
 _OTHER_WAYS = (
     "or pipe sound in (ffmpeg -i … -f s16le -ac 1 -ar 16000 - | musicjax listen --stdin), or play "
@@ -272,11 +277,11 @@ class PcmStream(_Thread):
                 "or ffmpeg -i song.mp3 -f s16le -ac 1 -ar 16000 - | musicjax listen --stdin."
             )
         self.form, self._stream, self._own_speed = form, stream, own_speed
-        self.name = f"stdin ({form})"
+        self.name = "stdin"  # until its head has told what it is
 
     def _bring(self, queue: SoundQueue, wanted_rate: int) -> None:
-        chunks = self._chunks()
-        waiting: bytes | None = self._head(chunks)
+        chunks = self._samples()
+        waiting = next(chunks, None)
         queue.begin(self.form.sample_rate)
         held_s = _PIPE_BYTES / (self.form.frame_bytes * self.form.sample_rate)
         patience = _Patience(queue, held_s, self._own_speed)
@@ -286,6 +291,17 @@ class PcmStream(_Thread):
                 return
             more = next(chunks, None)
             waiting = None if more is None else waiting[whole:] + more
+
+    def _samples(self) -> Iterator[bytes]:
+        """The bytes of samples: of a WAV file, what its data chunk holds and no more."""
+        chunks = self._chunks()
+        head, left = self._head(chunks)
+        for data in itertools.chain([head], chunks):
+            yield data[:left]
+            if left is not None:
+                left -= len(data)
+                if left <= 0:
+                    return
 
     def _chunks(self) -> Iterator[bytes]:
         """Bytes as soon as there are any."""
@@ -300,25 +316,43 @@ class PcmStream(_Thread):
                 return
             yield data
 
-    def _head(self, chunks: Iterator[bytes]) -> bytes:
-        """The first samples, after a WAV header if there is one."""
+    def _head(self, chunks: Iterator[bytes]) -> tuple[bytes, int | None]:
+        """The first samples, after a WAV header if there is one, and how many bytes there are from
+        there on, where that is known."""
         data = b""
         for chunk in chunks:
             data += chunk
             if len(data) < 4:
                 continue
+            _check_no_file(data)
             if not data.startswith(b"RIFF"):
-                return data
+                break
             found = _after_wav_header(data)
             if found is not None:
-                self.form, rest = found
+                self.form, rest, size = found
                 self.name = f"stdin (WAV, {self.form})"
-                return rest
-        return data
+                return rest, size
+        if data.startswith(b"RIFF"):
+            raise AudioError("stdin brings a WAV file that ends within its header; send all of it.")
+        if data:
+            self.name = f"stdin ({self.form})"
+        return data, None
 
 
-def _after_wav_header(data: bytes) -> tuple[PcmFormat, bytes] | None:
-    """The format that a WAV header tells, and what follows it; None when more is to come."""
+def _check_no_file(data: bytes) -> None:
+    """Raise AudioError for the head of a compressed file, which would be heard as noise."""
+    for mark, kind, ending in _COMPRESSED:
+        if data.startswith(mark):
+            raise AudioError(
+                f"stdin brings {kind} file, which is no stream of samples; decode it on its way: "
+                f"ffmpeg -i song.{ending} -f s16le -ac 1 -ar 16000 - | musicjax listen --stdin, "
+                f"or play it: musicjax listen --file song.{ending}."
+            )
+
+
+def _after_wav_header(data: bytes) -> tuple[PcmFormat, bytes, int | None] | None:
+    """The format that a WAV header tells, what follows it, and how many bytes of samples there are
+    from there on, if that is known; None when more of the header is to come."""
 
     def number(place: int, size: int) -> int:
         return int.from_bytes(data[place : place + size], "little")
@@ -329,7 +363,7 @@ def _after_wav_header(data: bytes) -> tuple[PcmFormat, bytes] | None:
         if name == b"data":
             if form is None:
                 raise AudioError("stdin brings a WAV file that is damaged; send raw samples.")
-            return form, data[body:]
+            return form, data[body:], size if 0 < size < _ENDLESS_BYTES else None
         if len(data) < body + size:
             return None
         if name == b"fmt ":

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from musicjax.errors import ConfigError, MusicJaxError, OutputError
+from musicjax.errors import AudioError, ConfigError, MusicJaxError, OutputError
 from musicjax.infer.live import Figures, Listening
 from musicjax.infer.sinks import JsonLines, Lines, MidiPort, Sink, closing, file_sink
 from musicjax.infer.sources import Microphone, PcmFormat, PcmStream, PlayedFile, Source
@@ -43,30 +43,38 @@ def run(args: argparse.Namespace, options: dict[str, Any]) -> int:
             )
         listening = Listening(streamer, source, buffer_s=args.buffer)
         outputs = [sink.name for sink in sinks if sink.name != "stdout"]
-        show, tell = None, say
+        view = None
         if drawn:
             from musicjax.terminal.live import LiveView
 
             view = LiveView(model, source.name, outputs, pitch=pitch, console=console)
             stack.enter_context(view)
-            show, tell = view.show, view.tell
         else:
             say(f"{model} hears {source.name}; Ctrl-C ends.")
-        listening.tell = tell
-        heard, failed = 0, None
-        with _stopping(listening):
+        listening.tell = say if view is None else view.tell
+        heard, failed, named = 0, None, source.name
+        with _stopping(listening) as stopped:
             try:
                 for moment in listening.moments():
+                    if source.name != named:  # the head of a pipe has told what it is
+                        named = source.name
+                        if view is None:
+                            say(f"sound comes from {named}.")
+                        else:
+                            view.source = named
                     end_s[0] = moment.figures.time_s
-                    for sink in sinks:
+                    for sink in sinks if end_s[0] else ():
                         sink.write(moment.events)
                     heard += sum(_counts(event) for event in moment.events)
-                    if show is not None:
-                        show(moment)
+                    if view is not None:
+                        view.show(moment)
+                if not end_s[0] and not stopped:
+                    raise AudioError(f"no sound came from {source.name}; nothing was written.")
             except MusicJaxError as error:
                 if not end_s[0]:
                     raise
                 failed = error
+    outputs = outputs if end_s[0] else []  # which are written once there is sound
     if args.json:
         _print_end(listening.figures, outputs, failed)
     what = f"{heard} {'frames with a pitch' if pitch else 'notes'}"
@@ -117,13 +125,15 @@ def _sinks(args: argparse.Namespace, pitch: bool, drawn: bool) -> list[Sink]:
 
 
 @contextlib.contextmanager
-def _stopping(listening: Listening) -> Iterator[None]:
+def _stopping(listening: Listening) -> Iterator[list[int]]:
     """Ctrl-C and SIGTERM end the stream, and all that was heard is written; a second Ctrl-C stops
-    at once."""
+    at once. Gives the signals that have come."""
+    stopped: list[int] = []
 
     def stop(number: int, frame: Any) -> None:
         if listening.queue.stopped and number == signal.SIGINT:
             raise KeyboardInterrupt
+        stopped.append(number)
         listening.stop()
 
     before: dict[signal.Signals, Any] = {}
@@ -131,7 +141,7 @@ def _stopping(listening: Listening) -> Iterator[None]:
         for number in (signal.SIGINT, signal.SIGTERM):
             before[number] = signal.signal(number, stop)
     try:
-        yield
+        yield stopped
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -39,7 +39,7 @@ class LiveView:
     """A whole screen that shows a listening; also a rich renderable.
 
     Args:
-      model, source: names.
+      model, source: names; that of the source may change as more is known of it.
       outputs: names of what the events are written to.
       pitch: show the pitch of one voice instead of notes.
       console: a terminal; None takes stderr.
@@ -57,8 +57,8 @@ class LiveView:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.console = Console(stderr=True) if console is None else console
-        self.pitch = pitch
-        self._names = (model, source, tuple(outputs))
+        self.pitch, self.source = pitch, source
+        self._names = (model, tuple(outputs))
         self._view: RollView | PitchView = PitchView() if pitch else RollView()
         self._figures = Figures()
         self._clock = clock
@@ -121,7 +121,7 @@ class LiveView:
         return [*frame, *shown, *foot][:height]
 
     def _head(self, width: int) -> Line:
-        model, source, outputs = self._names
+        model, outputs = self._names
         minutes, seconds = divmod(self._figures.time_s, 60)
         clock = f"{int(minutes)}:{seconds:04.1f} "
         lit = int(self._clock() * 2) % 2 == 0
@@ -130,7 +130,7 @@ class LiveView:
             ("musicjax ", style(INK, PANEL, True)),
             (f" {model}", style(ACCENT, PANEL)),
             (" hears ", style(FAINT, PANEL)),
-            (source, style(INK, PANEL)),
+            (self.source, style(INK, PANEL)),
             (" → " if outputs else "", style(FAINT, PANEL)),
             (", ".join(outputs), style(ACCENT, PANEL)),
         )

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +115,66 @@ def test_a_file_to_its_end_into_all_forms(wav, capfd):
     assert "2 notes -> a.mid, a.csv, a.jsonl." in said.err
     assert read_midi("a.mid").pitch.tolist() == read_csv("a.csv").pitch.tolist() == [69, 72]
     assert len(Path("a.jsonl").read_text().splitlines()) == 4
+
+
+@pytest.fixture
+def stdin(monkeypatch):
+    def put(data):
+        monkeypatch.setattr("sys.stdin", types.SimpleNamespace(buffer=io.BytesIO(data)))
+
+    return put
+
+
+def test_a_wav_file_in_the_pipe_is_told_when_it_is_known(stdin, monkeypatch, capfd):
+    file = io.BytesIO()
+    soundfile.write(file, tones.melody([69], 0.2, 44100), 44100, format="WAV")
+    stdin(file.getvalue())
+    assert main(["listen", "--stdin"]) == 0
+    said = capfd.readouterr().err.splitlines()
+    assert said[0].endswith("tones hears stdin; Ctrl-C ends.")
+    assert said[1].endswith("sound comes from stdin (WAV, s16le, 44100 Hz, mono).")
+    screen = io.StringIO()
+    monkeypatch.setattr("rich.console.Console", lambda **_: terminal(screen))
+    monkeypatch.setattr(view, "FRAME_S", 0.0)
+    stdin(file.getvalue())
+    assert main(["listen", "--stdin"]) == 0
+    assert "s16le, 16000 Hz" not in screen.getvalue()
+    assert "stdin (WAV, s16le, 44100 Hz, mono)" in screen.getvalue()
+
+
+@pytest.mark.parametrize("json_too", [[], ["--json"]])
+def test_no_sound_at_all_is_told_and_names_no_files(stdin, json_too, capfd):
+    stdin(b"")
+    Path("a.jsonl").write_text("older\n")
+    outputs = [word for name in ("a.mid", "a.csv", "a.jsonl") for word in ("-o", name)]
+    assert main(["listen", "--stdin", *outputs, *json_too]) == 2
+    said = capfd.readouterr()
+    assert "no sound came from stdin; nothing was written." in said.err
+    assert "a.mid" not in said.err + said.out
+    assert [line for line in said.out.splitlines() if "exit_code" not in line] == []
+    assert Path("a.jsonl").read_text() == "older\n"
+    assert sorted(path.name for path in Path().iterdir()) == ["a.jsonl"]
+
+
+def test_stopped_before_any_sound_no_files_are_named(root, tmp_path):
+    command = [sys.executable, TONES, "--stdin", "--json", "-o", "take.mid", "-o", "take.jsonl"]
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )
+    assert b"hears stdin" in process.stderr.readline()
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    (line,) = process.stdout.read().splitlines()
+    assert process.wait(10) == 0
+    assert json.loads(line)["outputs"] == []
+    assert b"take" not in process.stderr.read()
+    assert not list(tmp_path.iterdir())
+    process.stdin.close()
 
 
 def test_the_pitch_of_a_file(wav, capfd):

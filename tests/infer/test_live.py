@@ -347,6 +347,65 @@ def test_a_wav_header_in_the_pipe_tells_the_format(streamer, subtype):
     assert stream.form.sample_rate == 32000
 
 
+def wav_bytes(sound, rate=RATE, *, size=None, behind=b""):
+    """A WAV file whose data chunk says it has `size` bytes, and what stands behind it."""
+    file = io.BytesIO()
+    soundfile.write(file, sound, rate, format="WAV", subtype="PCM_16")
+    data = bytearray(file.getvalue())
+    place = data.index(b"data") + 4
+    if size is not None:
+        data[place : place + 4] = size.to_bytes(4, "little")
+    return bytes(data) + behind
+
+
+class Trickle(io.BytesIO):
+    """Brings seven bytes at a time."""
+
+    def read(self, size=-1):
+        return super().read(min(size, 7))
+
+
+@pytest.mark.parametrize("kind", [io.BytesIO, Trickle])
+def test_what_stands_behind_the_samples_of_a_wav_file_is_not_heard(streamer, kind):
+    sound = melody([69], 0.2)
+    note = (tone(81, 0.3) * 32767).astype("<i2").tobytes()
+    behind = b"LIST" + len(note).to_bytes(4, "little") + note
+    events, _ = heard(streamer, PcmStream(kind(wav_bytes(sound, behind=behind)), own_speed=False))
+    assert pitches(events) == [69]
+    assert streamer.time_s == pytest.approx(len(sound) / RATE, abs=HOP / RATE)
+    cut_short = wav_bytes(sound, behind=behind)[: -len(behind) - 3200]
+    assert pitches(heard(streamer, PcmStream(kind(cut_short), own_speed=False))[0]) == [69]
+
+
+@pytest.mark.parametrize("size", [0, 0xFFFFFFFF, 0x80000000, 0x7FFFF000])
+def test_a_wav_file_that_is_still_being_written_is_heard_to_its_end(streamer, size):
+    sound = melody([69, 72], 0.2)
+    events, _ = heard(streamer, PcmStream(io.BytesIO(wav_bytes(sound, size=size))))
+    assert pitches(events) == [69, 72]
+    assert streamer.time_s == pytest.approx(len(sound) / RATE, abs=HOP / RATE)
+
+
+@pytest.mark.parametrize(
+    ("head", "told"),
+    [(b"fLaC", "a FLAC file"), (b"OggS", "an Ogg file"), (b"ID3\4", "an MP3 file")],
+)
+def test_compressed_files_in_the_pipe_are_refused_with_what_decodes_them(streamer, head, told):
+    ending = told.split()[1].lower()
+    command = rf"ffmpeg -i song\.{ending} -f s16le -ac 1 -ar 16000 - \| musicjax listen --stdin"
+    with pytest.raises(AudioError, match=rf"{told}.*{command}"):
+        heard(streamer, PcmStream(io.BytesIO(head + bytes(1000))))
+
+
+def test_the_name_tells_the_format_once_it_is_known(streamer):
+    stream = PcmStream(io.BytesIO(wav_bytes(melody([69], 0.2, 44100), 44100)))
+    assert stream.name == "stdin"
+    heard(streamer, stream)
+    assert stream.name == "stdin (WAV, s16le, 44100 Hz, mono)"
+    raw = PcmStream(io.BytesIO(bytes(3200)))
+    heard(streamer, raw)
+    assert raw.name == "stdin (s16le, 16000 Hz, mono)"
+
+
 def test_wrong_formats_are_told(streamer, monkeypatch):
     for wrong in ({"kind": "u8"}, {"sample_rate": 0}, {"channels": 0}):
         with pytest.raises(ConfigError):
@@ -358,6 +417,8 @@ def test_wrong_formats_are_told(streamer, monkeypatch):
         heard(streamer, PcmStream(file))
     with pytest.raises(AudioError, match="damaged"):
         heard(streamer, PcmStream(io.BytesIO(b"RIFF\0\0\0\0WAVEdata\0\0\0\0")))
+    with pytest.raises(AudioError, match="within its header"):
+        heard(streamer, PcmStream(io.BytesIO(b"RIFF\0\0\0\0WAVEfmt ")))
     monkeypatch.setattr("sys.stdin", types.SimpleNamespace(buffer=os.fdopen(os.openpty()[1], "rb")))
     with pytest.raises(AudioError, match="terminal"):
         PcmStream()
