@@ -113,6 +113,9 @@ class MT3(nnx.Module):
         self.config = config
         self.stem = _stem(config, rngs)
         self.transformer = Transformer(config.transformer, rngs=rngs)
+        if not config.token_weight:  # nothing untrained may have a say in what is written
+            head: Any = self.transformer.head
+            head[...] = jnp.zeros_like(head[...])
         heard = config.frame_weight > 0
         self.frame_head = _frame_head(config, rngs) if heard else None
         self.evidence = Evidence(config.codec, config.stack_frames) if heard else None

@@ -55,15 +55,14 @@ def _rolls(
     new = first >= 0
     rolls[first[new], ROLLS.index("onset"), pitch[new]] = 1
     rolls[first[new], len(ROLLS) + family[new], pitch[new]] = 1
-    for start, last, key, group in zip(
-        np.maximum(first, 0).tolist(),
-        end[pitched].tolist(),
-        pitch.tolist(),
-        family.tolist(),
-        strict=True,
-    ):
-        rolls[start:last, ROLLS.index("frame"), key] = 1
-        rolls[start:last, len(ROLLS) + FAMILIES + group, key] = 1
+    # Each note's cells one after the other: cell i of all is cell i - (those of notes before).
+    start = np.maximum(first, 0)
+    length = np.maximum(np.minimum(end[pitched], positions) - start, 0)
+    before = np.cumsum(length) - length
+    at = np.arange(length.sum()) + np.repeat(start - before, length)
+    pitch, family = np.repeat(pitch, length), np.repeat(family, length)
+    rolls[at, ROLLS.index("frame"), pitch] = 1
+    rolls[at, len(ROLLS) + FAMILIES + family, pitch] = 1
     return rolls
 
 

@@ -347,21 +347,22 @@ class Notes:
         notes that start at once on one pitch the later in order then stays. At one time pedals
         move first, then notes start, then notes end. Drums have no pedal. The result has no pedal.
         """
+        if self.pedal is None:
+            return self
         offset_s = self.offset_s.copy()
         keep = np.ones(len(self), dtype=bool)
-        if self.pedal is not None:
-            moves = self.pedal[self.pedal.number == SUSTAIN]
-            for program in np.unique(moves.program):
-                mine = np.flatnonzero((self.program == program) & ~self.is_drum)
-                part = moves[moves.program == program]
-                ends, stays = sustained_offsets(
-                    self.onset_s[mine],
-                    self.offset_s[mine],
-                    self.pitch[mine],
-                    part.time_s,
-                    part.value >= threshold,
-                )
-                offset_s[mine], keep[mine] = ends, stays
+        moves = self.pedal[self.pedal.number == SUSTAIN]
+        for program in np.unique(moves.program):
+            mine = np.flatnonzero((self.program == program) & ~self.is_drum)
+            part = moves[moves.program == program]
+            ends, stays = sustained_offsets(
+                self.onset_s[mine],
+                self.offset_s[mine],
+                self.pitch[mine],
+                part.time_s,
+                part.value >= threshold,
+            )
+            offset_s[mine], keep[mine] = ends, stays
         return replace(self, offset_s=offset_s, pedal=None)[keep]
 
     def __repr__(self) -> str:

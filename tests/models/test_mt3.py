@@ -132,6 +132,52 @@ def test_targets_are_the_tokens_of_the_clip_and_where_notes_lie():
     assert (np.maximum.reduce(families[16:]) == frame).all()
 
 
+def rolls_note_by_note(notes, start_s, positions, steps_per_position):
+    """`rolls` of `targets`, a note at a time."""
+
+    def position(time_s):
+        steps = int(np.rint((time_s - start_s) * 100))
+        return int(np.floor(steps / steps_per_position + 1e-6))
+
+    rolls = np.zeros((positions, 35, 128), np.uint8)
+    heard = notes.sustained()
+    columns = (heard.onset_s, heard.offset_s, heard.pitch, heard.program, heard.is_drum)
+    for onset_s, offset_s, pitch, program, drum in zip(*columns, strict=True):
+        first, last, family = position(onset_s), position(offset_s) + 1, program // 8
+        if last <= 0 or first >= positions:
+            continue
+        if 0 <= first:
+            rolls[first, 2 if drum else 0, pitch] = 1
+        if drum:
+            continue
+        if 0 <= first:
+            rolls[first, 3 + family, pitch] = 1
+        rolls[max(first, 0) : last, 1, pitch] = 1
+        rolls[max(first, 0) : last, 3 + 16 + family, pitch] = 1
+    return rolls
+
+
+@pytest.mark.parametrize("variant", ["tiny", "mini"])
+def test_rolls_of_all_notes_at_once_are_those_of_each(variant):
+    config, rng = get_config(variant), np.random.default_rng(0)
+    samples, count = config.segment_samples, 300
+    onset_s = rng.uniform(0, 6, count)
+    music = Notes.from_arrays(
+        onset_s,
+        onset_s + rng.exponential(0.5, count),
+        rng.integers(128, size=count),
+        np.full(count, 64),
+        program=rng.integers(128, size=count),
+        is_drum=rng.random(count) < 0.2,
+    )
+    steps = 100 / config.codec.frames_per_second * config.stack_frames
+    for start_s in (0.0, 1.003, 2.5, 4.99, 9.0):
+        rolls = targets(music, start_s, samples, config)["rolls"]
+        expected = rolls_note_by_note(music, start_s, config.num_positions(samples), steps)
+        np.testing.assert_array_equal(rolls, expected)
+    assert not targets(Notes.empty(), 0.0, samples, config)["rolls"].any()
+
+
 def test_a_target_that_is_too_long_is_left_out_whole_and_counted(tiny):
     count = 60
     crowd = Notes.from_arrays(np.full(count, 0.1), np.full(count, 0.3), np.arange(count) + 30)
@@ -189,6 +235,25 @@ def test_the_encoder_can_learn_alone():
     assert set(parts) == {"frame", "left_out"} and total == parts["frame"]
     with pytest.raises(ConfigError, match="both 0; nothing would be learned"):
         dataclasses.replace(TINY, token_weight=0.0, frame_weight=0.0)
+
+
+def test_a_decoder_that_is_not_trained_has_no_say(tiny):
+    ears = model_of(dataclasses.replace(TINY, token_weight=0.0))
+    silenced = nnx.clone(tiny)
+    silenced.transformer.head[...] = jnp.zeros_like(silenced.transformer.head[...])
+    assert tiny.transformer.head[...].any()
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), nnx.state(ears), nnx.state(silenced))
+    assert all(jax.tree.leaves(same))
+    tokens = jnp.asarray(targets(band(), 0.0, 8192, TINY)["tokens"])[None]
+    encoded = jnp.asarray(np.random.default_rng(0).normal(size=(1, 64, 32)), jnp.float32)
+
+    @nnx.jit
+    def said(model):
+        heard = model.evidence.heard(model.rolls(encoded))
+        alone = model.evidence(heard, model.evidence.after_all(tokens))
+        return model.logits(tokens, encoded, heard), alone
+
+    np.testing.assert_array_equal(*said(ears))
 
 
 # What the encoder hears, while writing -------------------------------------------------------
