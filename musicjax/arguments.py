@@ -462,9 +462,10 @@ def _add_bench(verbs: Any) -> None:
     verb = _verb(
         verbs,
         "bench",
-        "measure how fast a model goes from audio to notes",
+        "measure how fast a model goes from audio to notes, or to a pitch",
         """
         musicjax bench
+        musicjax bench --model crepe.ours
         musicjax bench --model onsets_frames.small --seconds 30 --repeats 20 --json
         musicjax bench --batch 8 --window 20
         """,
@@ -507,7 +508,7 @@ def _add_decoding(verb: argparse.ArgumentParser, model: str) -> None:
 
     from musicjax.tasks.options import decode_options
 
-    system = _system_of(model)
+    system = system_of(model)
     hints = typing.get_type_hints(system.resolve("decode"))
     for name in decode_options(system):
         flag = f"--{name.replace('_', '-')}"
@@ -533,7 +534,8 @@ def _reader(flag: str, kind: Any) -> Callable[[str], Any]:
     return read
 
 
-def _system_of(model: str) -> Any:
+def system_of(model: str) -> Any:
+    """The system of a model by its name, or of a weights file by what it says of itself."""
     from musicjax import registry
 
     if Path(model).suffix == ".safetensors" or Path(model).is_dir():

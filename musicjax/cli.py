@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from musicjax.arguments import build_parser, choice_of, decoding_of, parse
+from musicjax.arguments import AUTO, build_parser, choice_of, decoding_of, parse, system_of
 from musicjax.errors import ConfigError, ModelNotFoundError, MusicJaxError, WeightsError
 from musicjax.terminal import Bar, print_json, say
 
@@ -363,17 +363,22 @@ def _check_layout(layout: Sequence[str], path: Path) -> None:
 
 
 def bench(args: argparse.Namespace) -> int:
-    """Audio in, notes out: first call, steady state, memory."""
+    """Audio in, notes or a pitch out: first call, steady state, memory."""
     from musicjax.infer.bench import measure
 
     if args.seconds <= 0 or args.repeats < 1:
         raise ConfigError("--seconds and --repeats must be above 0.")
+    task = "transcribe" if args.model == AUTO else system_of(args.model).task
+    if task not in ("transcribe", "pitch"):
+        raise ConfigError(
+            f"{args.model} does {task!r}; bench measures models that transcribe or follow a pitch."
+        )
     with Bar(f"bench {args.model}") as bar:
-        transcriber = _load(args, bar, window_s=args.window, batch_size=args.batch)
+        model = _load(args, bar, window_s=args.window, batch_size=args.batch)
         bar.start(None)
-        row = {"model": transcriber.name} | measure(
-            transcriber.transcribe,
-            sample_rate=transcriber.sample_rate,
+        row = {"model": model.name} | measure(
+            getattr(model, task),
+            sample_rate=model.sample_rate,
             seconds=args.seconds,
             repeats=args.repeats,
         )

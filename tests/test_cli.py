@@ -14,8 +14,8 @@ from musicjax.tasks import transcribe as task
 from musicjax.version import __version__
 
 VERBS = (
-    "transcribe", "pitch", "listen", "compare", "models", "train", "eval", "data", "convert",
-    "bench",
+    "transcribe", "pitch", "listen", "caption", "compare", "models", "train", "eval", "data",
+    "convert", "bench",
 )  # fmt: skip
 
 
@@ -147,6 +147,14 @@ def test_bench_tells_first_and_steady(tiny_weights, capfd):
     assert row["first_s"] > 0
     assert row["times_real_time"] == pytest.approx(2 / row["median_s"], abs=0.1)
     assert main(["bench", "--model", str(tiny_weights), "--seconds", "0"]) == 2
+
+
+def test_bench_times_pitch_as_well(monkeypatch, capfd):
+    monkeypatch.setattr("musicjax.infer.bench.measure", lambda work, **_: {"of": work.__name__})
+    assert main(["bench", "--model", "crepe.ours", "--json"]) == 0
+    assert lines(capfd) == [{"model": "crepe.ours", "of": "pitch"}]
+    assert main(["bench", "--model", "lp_musiccaps.base"]) == 2
+    assert "does 'caption'; bench measures" in capfd.readouterr().err
 
 
 def test_unknown_configs_and_fields_are_told(tmp_path, capfd):
