@@ -10,7 +10,7 @@ import dataclasses
 import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,11 +94,15 @@ def _write_each(
         say(f"{len(there)} of {len(there) + len(jobs)} recordings are there already.")
     if not jobs:
         return 0
-    failed = 0
+    from musicjax.tasks.files import not_there
+
+    lost, failed = not_there(jobs), 0
+    outcomes: Iterable[Any] = lost
     with Bar(f"{len(jobs)} recordings" if len(jobs) > 1 else jobs[0].source.name) as bar:
-        model = _load(args, bar, **settings)
-        bar.start(_total_seconds([job.source for job in jobs]))
-        outcomes = do(model, jobs, progress=bar.heard, **decoding_of(args))
+        if len(lost) < len(jobs):
+            model = _load(args, bar, **settings)
+            bar.start(_total_seconds([job.source for job in jobs]))
+            outcomes = do(model, jobs, progress=bar.heard, **decoding_of(args))
         for number, outcome in enumerate(outcomes, start=1):
             failed += outcome.error is not None
             bar.tell(f"{number}/{len(jobs)}")
@@ -263,8 +267,12 @@ def _get_config(name: str) -> Callable[..., Any]:
 def evaluate(args: argparse.Namespace) -> int:
     """Scores of a model, the mean over pieces first."""
     from musicjax.data import examples
+    from musicjax.data.pipeline import open_source
     from musicjax.tasks.transcribe import evaluate as score
 
+    for entry in args.data:
+        if ":" not in entry and not Path(entry).exists():
+            open_source(entry)  # says what is missing, before a model is loaded for it
     with Bar(", ".join(args.data)) as bar:
         transcriber = _load(args, bar)
         bar.start(None)

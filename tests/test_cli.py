@@ -92,6 +92,18 @@ def test_transcribe_for_programs(tiny_weights, recordings, capfd):
     assert "does not exist" in third["error"]
 
 
+@pytest.mark.parametrize(
+    "args", [["transcribe", "gone.flac", "."], ["pitch", "gone.flac"], ["eval", "MODEL", "gone"]]
+)
+def test_no_model_is_loaded_for_what_is_not_there(args, capfd, monkeypatch):
+    monkeypatch.setattr("musicjax.tasks.load", lambda *_, **__: pytest.fail("loaded"))
+    where = ["--model", "transkun.v2"] if args[0] == "transcribe" else []
+    assert main([*args, *where, "--json"]) == 2
+    told = lines(capfd)
+    assert "does not exist" in told[0]["error"]
+    assert len(told) == 1 or "is a folder" in told[1]["error"]
+
+
 def test_transcribe_for_people(tiny_weights, recordings, capfd):
     args = ["transcribe", "a.wav", "--model", str(tiny_weights), "-o", "x.mid", "-o", "x.json"]
     assert main(args) == 0
