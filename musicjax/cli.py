@@ -9,8 +9,10 @@ import contextlib
 import dataclasses
 import importlib
 import os
+import shutil
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -193,21 +195,29 @@ def models(args: argparse.Namespace) -> int:
     if args.json:
         print_json(rows)
         return 0
-    from rich.console import Console
-    from rich.table import Table
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    print("\n".join(_model_lines(rows, width)))
+    return 0
 
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("model", "size", "weights"):
-        table.add_column(column, justify="right" if column == "size" else "left", no_wrap=True)
-    table.add_column("licence", no_wrap=True)
-    table.add_column("what it is")
+
+def _model_lines(rows: Sequence[dict[str, Any]], width: int | None) -> Iterator[str]:
+    """A line a model; where these are wider than the terminal, what it is stands below."""
+    cells = [("model", "size", "weights", "licence", "what it is")]
     for row in rows:
         count = row["parameters"]
         size = f"{count / 1e6:.1f} M" if count >= 1e5 else f"{count / 1e3:.0f} k" if count else ""
         licence = row["licence"].partition(" (")[0]  # the card has the rest
-        table.add_row(row["name"], size, row["weights"], licence, row["summary"])
-    Console().print(table)
-    return 0
+        cells.append((row["name"], size, row["weights"], licence, row["summary"]))
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    below = width is not None and sum(widths) + 2 * (len(widths) - 1) > width
+    for name, size, weights, licence, summary in cells:
+        given = (name.ljust(widths[0]), size.rjust(widths[1]), weights.ljust(widths[2]))
+        line = "  ".join((*given, licence.ljust(widths[3])))
+        if not below:
+            yield f"{line}  {summary}"
+            continue
+        yield line.rstrip()
+        yield from textwrap.wrap(summary, width, initial_indent="  ", subsequent_indent="  ")
 
 
 def _model_row(name: str) -> dict[str, Any]:

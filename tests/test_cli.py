@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from musicjax.cli import main
+from musicjax import registry
+from musicjax.cli import _model_lines, _model_row, main
 from musicjax.notes import read_csv, read_midi
 from musicjax.tasks import transcribe as task
 from musicjax.version import __version__
@@ -49,7 +50,8 @@ def test_every_verb_has_help_with_examples(verb, capfd):
 def test_help_and_models_import_nothing_heavy(root):
     code = """
 import sys
-from musicjax.cli import main
+from musicjax import registry
+from musicjax.cli import _model_lines, _model_row, main
 codes = [main(["--help"]), main(["transcribe", "--help"]), main(["models"])]
 heavy = {"jax", "flax", "numpy", "librosa", "matplotlib"} & set(sys.modules)
 assert codes == [0, 0, 0] and not heavy, (codes, heavy)
@@ -138,6 +140,26 @@ def test_models_lists_and_filters(capfd):
     assert main(["models", "onsets_frames"]) == 0
     assert "onsets_frames.small" in capfd.readouterr().out
     assert main(["models", "*zzz*"]) == 2
+
+
+def test_models_is_a_line_each_in_a_pipe_and_fits_a_terminal(capfd):
+    names = registry.list_models()
+    assert main(["models"]) == 0
+    head, *told = capfd.readouterr().out.splitlines()
+    assert head.startswith("model ")
+    for name, line in zip(names, told, strict=True):
+        assert line.startswith(f"{name} ")
+        assert line.endswith(registry.model_card(name).summary)
+    told = list(_model_lines([_model_row(name) for name in names], 80))
+    assert max(map(len, told)) <= 80
+    assert [line.split()[0] for line in told if not line.startswith(" ")] == ["model", *names]
+
+
+def test_models_tells_what_a_folder_without_a_known_size_takes_at_least(capfd, monkeypatch):
+    monkeypatch.setenv("MUSICJAX_CACHE", "empty")
+    monkeypatch.delenv("MUSICJAX_MIRROR", raising=False)
+    assert main(["models", "mt3.mt3"]) == 0
+    assert "at least 184 MB to fetch" in capfd.readouterr().out
 
 
 def test_eval_on_a_folder(tiny_weights, recordings, capfd):

@@ -14,10 +14,12 @@ class Availability:
 
     where        "none" where no address is known
     fetch_bytes  to be fetched before they can be used; 0 also where that is not known beforehand
+    least_bytes  where it is not: what the parameters take, as many at the least
     """
 
     where: Literal["none", "shipped", "cached", "in the mirror", "to fetch"]
     fetch_bytes: int = 0
+    least_bytes: int = 0
 
     @property
     def at_hand(self) -> bool:
@@ -27,6 +29,8 @@ class Availability:
     def __str__(self) -> str:
         if self.fetch_bytes:
             return f"{self.fetch_bytes / 1e6:.1f} MB to fetch"
+        if self.least_bytes:
+            return f"at least {self.least_bytes / 1e6:.0f} MB to fetch"
         return self.where
 
 
@@ -41,4 +45,5 @@ def availability(card: Card) -> Availability:
         return Availability("cached")
     if cache.mirror_path(source) is not None or mirrored_wheel(source) is not None:
         return Availability("in the mirror")
-    return Availability("to fetch", source.wheel_bytes or source.size_bytes)
+    known = source.wheel_bytes or source.size_bytes
+    return Availability("to fetch", known, 0 if known else 4 * card.parameters)

@@ -23,14 +23,11 @@ class Candidate:
     name: str
     onset_f1: float
     weights: Availability
-    parameters: int
 
     @property
     def download(self) -> str:
         """How much is to be fetched, as a phrase."""
-        if self.weights.fetch_bytes:
-            return f"{self.weights} once"
-        return f"at least {4 * self.parameters / 1e6:.0f} MB to fetch once"
+        return f"{self.weights} once"
 
 
 @dataclass(frozen=True)
@@ -111,7 +108,7 @@ def candidates(
         slow = real_time and able.times_real_time < _REAL_TIME
         if (pedals and not able.pedals) or (bends and not able.bends) or slow:
             continue
-        candidate = Candidate(name, able.onset_f1[kind], availability(card), card.parameters)
+        candidate = Candidate(name, able.onset_f1[kind], availability(card))
         order = (-round(candidate.onset_f1, 2), not candidate.weights.at_hand)
         found.append(((*order, -able.times_real_time, name), candidate))
     if not found:
