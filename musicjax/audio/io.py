@@ -20,12 +20,15 @@ import soundfile
 import soxr
 
 from musicjax.audio import ffmpeg
+from musicjax.audio.ends import what_is_missing
 from musicjax.errors import AudioError, OutputError
 from musicjax.files import atomic_write
 
 Source = str | os.PathLike[str] | BinaryIO
 
 _READ_FRAMES = 1 << 18  # frames decoded at a time: 6 s at 44.1 kHz
+_COUNTED_FRAMES = 1 << 10  # at a time, to tell where a damaged file ends
+_MEND = "copy it again from its source, or save what is there with another program"
 _WRITABLE = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG", ".mp3": "MP3", ".aiff": "AIFF"}
 _EXACT_LENGTH = {"WAV", "WAVEX", "FLAC", "AIFF", "OGG"}  # the header's length is a promise
 
@@ -225,7 +228,7 @@ class _SoundfileDecoder:
             try:
                 piece = self._file.read(_READ_FRAMES, dtype="float32", always_2d=True)
             except soundfile.LibsndfileError as error:
-                raise AudioError(self._broken(done)) from error
+                raise AudioError(self._broken(done + self._more_after(done))) from error
             if not len(piece):
                 break
             done += len(piece)
@@ -233,11 +236,20 @@ class _SoundfileDecoder:
         if self.format in _EXACT_LENGTH and done < self._file.frames:
             raise AudioError(self._broken(done))
 
+    def _more_after(self, done: int) -> int:
+        """Frames that can be decoded of the piece whose reading failed as a whole."""
+        more = 0
+        with contextlib.suppress(soundfile.LibsndfileError):
+            self._file.seek(done)
+            while count := len(self._file.read(_COUNTED_FRAMES, dtype="float32")):
+                more += count
+        return more
+
     def _broken(self, done: int) -> str:
         return (
             f"{self._name} is damaged or cut short: its header promises "
             f"{self._file.frames / self.sample_rate:.2f} s but only "
-            f"{done / self.sample_rate:.2f} s can be decoded; copy it again from its source."
+            f"{done / self.sample_rate:.2f} s can be decoded; {_MEND}."
         )
 
     def close(self) -> None:
@@ -258,10 +270,9 @@ def _open(source: Source) -> Iterator[_SoundfileDecoder | ffmpeg.Decoder]:
         raise AudioError(f"{name} is a folder; name an audio file inside it.")
     try:
         with path.open("rb") as file:
-            head = file.read(512)
+            _check_ends(file, name)
     except OSError as error:
         raise AudioError(f"{name} cannot be opened ({error.strerror}).") from error
-    _check_head(head, name)
     decoder = _decoder(path, name)
     try:
         yield decoder
@@ -277,13 +288,10 @@ def _open_file_object(source: BinaryIO) -> Iterator[_SoundfileDecoder | ffmpeg.D
             f"audio source is a {type(source).__name__}; give a path or a binary file object."
         )
     start = source.tell()
-    head = source.read(512)
-    source.seek(start)
-    if not isinstance(head, bytes):
-        raise AudioError(f"{name} is open in text mode; open it in binary mode ('rb').")
-    _check_head(head, name)
     with contextlib.ExitStack() as stack:
         stack.callback(source.seek, start)
+        _check_ends(source, name)
+        source.seek(start)
         try:
             decoder: _SoundfileDecoder | ffmpeg.Decoder = _SoundfileDecoder(
                 soundfile.SoundFile(source), name
@@ -304,6 +312,18 @@ def _decoder(path: Path, name: str) -> _SoundfileDecoder | ffmpeg.Decoder:
         return _SoundfileDecoder(soundfile.SoundFile(path), name)
     except soundfile.LibsndfileError:
         return ffmpeg.Decoder(path, name)
+
+
+def _check_ends(file: BinaryIO, name: str) -> None:
+    """Raise AudioError for what by its first bytes is no audio, or is cut before its last."""
+    start = file.tell()
+    head = file.read(512)
+    if not isinstance(head, bytes):
+        raise AudioError(f"{name} is open in text mode; open it in binary mode ('rb').")
+    _check_head(head, name)
+    missing = what_is_missing(file) if file.seekable() and not start else None
+    if missing:
+        raise AudioError(f"{name} is damaged or cut short: {missing}; {_MEND}.")
 
 
 def _check_head(head: bytes, name: str) -> None:
