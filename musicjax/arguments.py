@@ -430,8 +430,9 @@ def _add_convert(verbs: Any) -> None:
         musicjax convert model-500000.pt --to onsets_frames.port -o port.safetensors
         musicjax convert t5x checkpoint_1000000/ --to mt3 -o mt3.safetensors
         musicjax convert runs/piano --step 2000 -o step2000.safetensors
+        musicjax convert runs/piano/best.safetensors --compute-dtype float32 -o cpu.safetensors
 
-        A word before the checkpoint (t5x, transformers) says what kind of folder it must be.
+        The word t5x before a checkpoint says that it must be a folder of that kind.
         """,
     )
     verb.usage = "musicjax convert [LAYOUT] CHECKPOINT [--to NAME] -o OUT [options]"
@@ -439,7 +440,7 @@ def _add_convert(verbs: Any) -> None:
         "checkpoint",
         nargs="+",
         metavar="CHECKPOINT",
-        help="the file or folder as it was published, or the folder of a run",
+        help="the file or folder as it was published, the folder of a run, or weights of ours",
     )
     verb.add_argument("-o", "--output", required=True, metavar="OUT", help="a .safetensors file")
     verb.add_argument(
@@ -447,13 +448,18 @@ def _add_convert(verbs: Any) -> None:
         "--model",
         dest="model",
         metavar="NAME",
-        help="system.tag that a public checkpoint is of; left out for a run",
+        help="system.tag that a public checkpoint is of; left out for runs and for weights of ours",
     )
     verb.add_argument(
         "--step", type=int, metavar="N", help="which checkpoint of a run (default: the newest)"
     )
     verb.add_argument(
         "--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="to store in"
+    )
+    verb.add_argument(
+        "--compute-dtype",
+        choices=("float32", "bfloat16"),
+        help="that the model computes in (default: as it was trained; bfloat16 is slow on CPUs)",
     )
     _add_common(verb, device=False)
 

@@ -19,6 +19,7 @@ from typing import Any
 from musicjax.arguments import AUTO, build_parser, choice_of, decoding_of, parse, system_of
 from musicjax.errors import ConfigError, ModelNotFoundError, MusicJaxError, WeightsError
 from musicjax.terminal import Bar, print_json, say
+from musicjax.types import computing_in
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -335,14 +336,36 @@ def _convert_run(run: Path, args: argparse.Namespace) -> dict[str, Any]:
     from musicjax.hub import read_header
     from musicjax.train.checkpoints import export_checkpoint
 
-    if not run.is_dir():
+    if path.is_dir():
+        export_checkpoint(
+            path, args.output, step=args.step, dtype=args.dtype, compute_dtype=args.compute_dtype
+        )
+    elif path.suffix == ".safetensors":
+        _convert_ours(path, args)
+    else:
         raise ConfigError(
-            f"{run} is not the folder of a training run; say with --model which system's public "
+            f"{path} is not the folder of a training run; say with --model which system's public "
             "checkpoint it is."
         )
-    export_checkpoint(run, args.output, step=args.step, dtype=args.dtype)
     header = read_header(args.output)
     return {"system": header["system"], **header["extra"]}
+
+
+def _convert_ours(path: Path, args: argparse.Namespace) -> None:
+    from musicjax.hub import load_model, read_header, save_weights
+
+    if args.step is not None:
+        raise ConfigError(f"--step chooses a checkpoint of a run folder; {path} is one file.")
+    extra = read_header(path)["extra"]
+    found = load_model(path)
+    save_weights(
+        args.output,
+        found.model,
+        computing_in(found.config, args.compute_dtype),
+        system=found.system.name,
+        dtype=args.dtype,
+        extra=extra,
+    )
 
 
 def _convert_public(source: Path, args: argparse.Namespace) -> dict[str, Any]:
@@ -353,31 +376,40 @@ def _convert_public(source: Path, args: argparse.Namespace) -> dict[str, Any]:
     system, tag, _ = registry.find_card(args.model)
     if args.step is not None:
         raise ConfigError("--step chooses a checkpoint of a run folder; leave out --model for one.")
+    if is_pretrained(source):
+        raise ConfigError(f"{source} is a folder of transformers: {_NO_TRANSFORMERS}")
     try:
         module = importlib.import_module(f"musicjax.models.{system.name}.convert")
     except ModuleNotFoundError as error:
         raise ConfigError(f"{system.name} has no public checkpoints that are known.") from error
     model, config = module.convert(source, tag)
+    config = computing_in(config, args.compute_dtype)
     extra = {"source": source.name, "source_sha256": fingerprint(source)}
     save_weights(args.output, model, config, system=system.name, dtype=args.dtype, extra=extra)
     return {"system": system.name, "tag": tag, **extra}
+
+
+_NO_TRANSFORMERS = (
+    "no system here has published weights of that kind, so that convert reads none. In Python "
+    "musicjax.hub.load_transformer reads the Transformer in it."
+)
 
 
 def _check_layout(layout: Sequence[str], path: Path) -> None:
     """That a folder is of the kind that was said, if one was."""
     if not layout:
         return
-    from musicjax.hub.pretrained import is_pretrained
     from musicjax.hub.t5x import is_t5x
 
-    known = {"t5x": is_t5x, "transformers": is_pretrained}
-    if layout[0] not in known or len(layout) > 1:
+    if layout == ["transformers"]:
+        raise ConfigError(f"{path} is said to be a folder of transformers: {_NO_TRANSFORMERS}")
+    if layout != ["t5x"]:
         raise ConfigError(
-            f"convert takes one checkpoint, and before it one of {', '.join(known)}; it was given "
-            f"{' '.join([*layout, str(path)])}."
+            "convert takes one checkpoint, and before it t5x where it is a folder of T5X; it was "
+            f"given {' '.join([*layout, str(path)])}."
         )
-    if not known[layout[0]](path):
-        raise WeightsError(f"{path} is not a checkpoint folder of {layout[0]}; check the path.")
+    if not is_t5x(path):
+        raise WeightsError(f"{path} is not a checkpoint folder of t5x; check the path.")
 
 
 def bench(args: argparse.Namespace) -> int:

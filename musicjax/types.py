@@ -7,8 +7,8 @@ S source length · D model width · H heads · K head width · M MLP width · V 
 or channels · I instruments · Q quantised states.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,13 @@ class Policy:
     def param(self) -> jnp.dtype:
         """Dtype in which parameters are stored."""
         return jnp.dtype(self.param_dtype)
+
+
+def computing_in(config: Any, dtype: Literal["float32", "bfloat16"] | None) -> Any:
+    """A system's config whose model computes in `dtype`; None leaves it as it is."""
+    if dtype is None:
+        return config
+    return replace(config, policy=replace(config.policy, dtype=dtype))
 
 
 Key = jax.Array  # a typed key from jax.random.key

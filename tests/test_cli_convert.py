@@ -15,9 +15,11 @@ from musicjax.errors import WeightsError
 from musicjax.hub import load_model, read_header
 from musicjax.hub.fingerprint import fingerprint
 from musicjax.models.onsets_frames import convert
+from musicjax.train import load_run_config
 from musicjax.train.checkpoints import Checkpoints
 from musicjax.train.logs import write_run_files
 from musicjax.train.state import make_optimizer, new_state
+from musicjax.types import Policy
 
 FIXTURES = Path(__file__).parent / "fixtures" / "onsets_frames"
 
@@ -67,11 +69,28 @@ def test_a_run_gives_its_newest_checkpoint_or_the_one_asked_for(run, tiny_model,
     assert Path("third.safetensors").stat().st_size < Path("newest.safetensors").stat().st_size
 
 
+def test_weights_trained_in_bfloat16_compute_in_what_is_asked_for(run, tiny_model, capfd):
+    config = load_run_config(run)
+    policy = Policy(dtype="bfloat16")
+    write_run_files(replace(config, model=replace(config.model, policy=policy)))
+    assert main(["convert", run, "-o", "as-trained.safetensors"]) == 0
+    assert load_model("as-trained.safetensors").config.policy == policy
+    asked = ["--compute-dtype", "float32", "--dtype", "float16"]
+    for source in (run, "as-trained.safetensors"):
+        assert main(["convert", source, *asked, "-o", "cpu.safetensors", "--json"]) == 0
+        found = load_model("cpu.safetensors")
+        assert found.config == tiny_model[1] and found.config.policy == Policy()
+        assert biases("cpu.safetensors") == [7]
+        assert read_header("cpu.safetensors")["extra"] == {"run": "a", "step": 7}
+
+
 def test_what_is_no_run_is_a_sentence(run, tmp_path, capfd):
     for args, said in [
         ([run, "--step", "4"], "no checkpoint of step 4; its checkpoints: 3, 7"),
         (["."], "not a run directory"),
         (["theirs.pt"], "say with --model"),
+        (["gone.safetensors"], "no weights file gone.safetensors"),
+        (["gone.safetensors", "--step", "3"], "gone.safetensors is one file"),
         ([run, "--model", "onsets_frames.port", "--step", "3"], "leave out --model"),
         ([run, "--model", "onsets_frames.magenta"], "0 TensorFlow checkpoints"),
     ]:

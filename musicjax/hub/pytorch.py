@@ -185,6 +185,8 @@ def read_checkpoint(path: str | os.PathLike[str], *, records: Sequence[str] = ()
     weights do not need.
     """
     path = Path(path)
+    if path.is_dir():
+        raise WeightsError(f"{path} is a folder; give the PyTorch checkpoint itself, a file.")
     if not path.is_file():
         raise WeightsError(f"there is no checkpoint {path}; check the path.")
     try:

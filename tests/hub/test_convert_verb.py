@@ -44,8 +44,8 @@ def test_a_t5x_folder_becomes_a_file(folder, tiny_model, monkeypatch, capfd):
     [
         (["t5x", "."], "not a whole|not a checkpoint folder of t5x"),
         (["t5x", "gone"], "gone is not a checkpoint folder of t5x"),
-        (["transformers", "checkpoint_5"], "not a checkpoint folder of transformers"),
-        (["keras", "checkpoint_5"], "before it one of t5x, transformers"),
+        (["transformers", "checkpoint_5"], "musicjax.hub.load_transformer reads"),
+        (["keras", "checkpoint_5"], "before it t5x where it is a folder of T5X"),
         (["t5x", "transformers", "checkpoint_5"], "takes one checkpoint"),
     ],
 )
@@ -56,3 +56,14 @@ def test_words_that_do_not_fit(folder, words, sentence, capfd):
     assert main(["convert", *words, "--to", "onsets_frames.port", "-o", "o.safetensors"]) == 2
     said = capfd.readouterr().err
     assert any(part in said for part in sentence.split("|")), said
+
+
+def test_a_folder_is_not_said_to_be_missing(folder, tmp_path, capfd):
+    args = ["--to", "lp_musiccaps.base", "-o", "o.safetensors"]
+    assert main(["convert", "checkpoint_5", *args]) == 2
+    assert "checkpoint_5 is a folder; give the PyTorch checkpoint itself" in capfd.readouterr().err
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "bart" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "bart" / name).write_text("{}")
+    assert main(["convert", "bart", *args]) == 2
+    assert "bart is a folder of transformers: no system here" in capfd.readouterr().err

@@ -146,11 +146,11 @@ def rolls_note_by_note(notes, start_s, positions, steps_per_position):
         first, last, family = position(onset_s), position(offset_s) + 1, program // 8
         if last <= 0 or first >= positions:
             continue
-        if 0 <= first:
+        if first >= 0:
             rolls[first, 2 if drum else 0, pitch] = 1
         if drum:
             continue
-        if 0 <= first:
+        if first >= 0:
             rolls[first, 3 + family, pitch] = 1
         rolls[max(first, 0) : last, 1, pitch] = 1
         rolls[max(first, 0) : last, 3 + 16 + family, pitch] = 1
