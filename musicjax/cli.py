@@ -300,7 +300,7 @@ def evaluate(args: argparse.Namespace) -> int:
     for column in ("piece", *names):
         table.add_column(column.replace("_", " "), justify="left" if column == "piece" else "right")
     for piece, scores in found["each"].items():
-        table.add_row(piece, *(f"{scores[name]:.3f}" for name in names))
+        table.add_row(piece, *(f"{scores[n]:.3f}" if n in scores else "" for n in names))
     mean = f"mean of {found['pieces']}"
     table.add_row(mean, *(f"{found['mean'][name]:.3f}" for name in names), style="bold")
     Console().print(table)
@@ -332,7 +332,7 @@ def convert(args: argparse.Namespace) -> int:
     return 0
 
 
-def _convert_run(run: Path, args: argparse.Namespace) -> dict[str, Any]:
+def _convert_run(path: Path, args: argparse.Namespace) -> dict[str, Any]:
     from musicjax.hub import read_header
     from musicjax.train.checkpoints import export_checkpoint
 
@@ -372,6 +372,7 @@ def _convert_public(source: Path, args: argparse.Namespace) -> dict[str, Any]:
     from musicjax import registry
     from musicjax.hub import save_weights
     from musicjax.hub.fingerprint import fingerprint
+    from musicjax.hub.pretrained import is_pretrained
 
     system, tag, _ = registry.find_card(args.model)
     if args.step is not None:
