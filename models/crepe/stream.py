@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from musicjax.audio.config import FrontendConfig
 from musicjax.audio.framing import StreamSpec
 from musicjax.errors import ConfigError
+from musicjax.notes.contour import Contour
 from musicjax.notes.events import Event, PitchFrame
 
 _OPTIONS = ("voicing", "silence_db", "min_hz", "max_hz")
@@ -45,7 +46,10 @@ def next_window(
 
 
 class Reader:
-    """Tells each frame's pitch: 0 Hz where it has none, and how sure that is."""
+    """Tells each frame's pitch: 0 Hz where it has none, and how sure that is.
+
+    Raises ConfigError for options that `decode` refuses or that need the future.
+    """
 
     def __init__(self, config: object, spec: StreamSpec, options: Mapping[str, object]) -> None:
         unknown = [name for name in options if name not in _OPTIONS]
@@ -54,14 +58,20 @@ class Reader:
                 f"crepe follows a stream without {', '.join(unknown)}; it takes "
                 f"{', '.join(_OPTIONS)}."
             )
-        self.config, self.spec, self.options = config, spec, dict(options)
+        from musicjax.models.crepe.model import BINS
 
-    def read(self, activations: Mapping[str, np.ndarray], first_frame: int) -> list[Event]:
-        """A PitchFrame for each frame."""
+        self.config, self.spec, self.options = config, spec, dict(options)
+        self._decoded({"pitch": np.zeros((0, BINS)), "level_db": np.zeros(0)})  # the values, too
+
+    def _decoded(self, activations: Mapping[str, np.ndarray]) -> Contour:
         from musicjax.models.crepe.decode import decode
 
         options: dict = self.options
-        found = decode(activations, self.config, decoder="local", **options)  # type: ignore[arg-type]
+        return decode(activations, self.config, decoder="local", **options)  # type: ignore[arg-type]
+
+    def read(self, activations: Mapping[str, np.ndarray], first_frame: int) -> list[Event]:
+        """A PitchFrame for each frame."""
+        found = self._decoded(activations)
         return [
             PitchFrame(self.spec.time_s(first_frame + i), float(hz), float(sure))
             for i, (hz, sure) in enumerate(zip(found.f0_hz, found.confidence, strict=True))

@@ -70,6 +70,13 @@ class Moment:
     figures: Figures = field(repr=False)
 
 
+def check_times(buffer_s: float, stall_s: float = 2.0) -> None:
+    """Raise ConfigError for times that no listening can have: to be asked before a model loads."""
+    SoundQueue(buffer_s)  # which knows its own
+    if not stall_s > 0:
+        raise ConfigError(f"stall_s is {stall_s}; give seconds above 0.")
+
+
 class Listening:
     """One stream from one source through one model.
 
@@ -95,8 +102,7 @@ class Listening:
         stall_s: float = 2.0,
         tell: Callable[[str], None] | None = None,
     ) -> None:
-        if not stall_s > 0:
-            raise ConfigError(f"stall_s is {stall_s}; give seconds above 0.")
+        check_times(buffer_s, stall_s)
         self.streamer, self.source, self.stall_s = streamer, source, stall_s
         self.queue = SoundQueue(buffer_s)
         self.figures = Figures()

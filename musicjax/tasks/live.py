@@ -5,12 +5,14 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+from flax import nnx
 
 from musicjax import registry
 from musicjax.errors import ConfigError, WeightsError
 from musicjax.hub.availability import availability
+from musicjax.hub.typed_json import from_json
 from musicjax.hub.weights import find_weights, read_header
-from musicjax.infer.live import Listening
+from musicjax.infer.live import Listening, check_times
 from musicjax.infer.sources import Blocks, Microphone, PlayedFile, Source
 from musicjax.infer.stream import Streamer, can_stream
 
@@ -49,6 +51,7 @@ def listen(
     ends or `stop()` is called; `musicjax.infer.stream.events_to_notes` makes notes of them. Raises
     what `load` raises, and AudioError when the source cannot be opened.
     """
+    check_times(buffer_s, stall_s)
     opened = as_source(source, sample_rate)  # before the model, which takes longer
     try:
         streamer = load_streamer(model, pitch=pitch, device=device, progress=progress, **options)
@@ -86,8 +89,28 @@ def load_streamer(
     keep_compiled()
     chosen = find_device(device)
     name, _ = resolve(model, pitch)
+    if options:
+        _check_options(name, options)
     loaded = load_model(name, progress=progress)
     return Streamer(loaded.model, bad_samples="silence", device=chosen, **options)
+
+
+def _check_options(name: str, options: dict[str, Any]) -> None:
+    """Raise ConfigError for what the model's reader of events does not take, before it is loaded
+    or even fetched: a model of the same kind with no weights in it is asked."""
+    if os.path.exists(name):
+        header = read_header(find_weights(name))
+        system = registry.find_system(header["system"])
+        make_config, stored = system.resolve("config"), header["config"]
+        try:
+            config = from_json(type(make_config("tiny")), stored)
+        except ConfigError:
+            return  # told by one who loads it
+    else:
+        system, tag, _ = registry.find_card(name)
+        config = system.resolve("config")(tag)
+    make = system.resolve("model")
+    nnx.eval_shape(lambda: make(config, rngs=nnx.Rngs(0))).stream_reader(**options)
 
 
 def live_models(task: str | None = None) -> list[str]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from musicjax.errors import AudioError, ConfigError, MusicJaxError, OutputError
-from musicjax.infer.live import Figures, Listening
+from musicjax.infer.live import Figures, Listening, check_times
 from musicjax.infer.sinks import JsonLines, Lines, MidiPort, Sink, closing, file_sink
 from musicjax.infer.sources import Microphone, PcmFormat, PcmStream, PlayedFile, Source
 from musicjax.infer.stream import NoteOn, PitchFrame
@@ -26,6 +26,7 @@ def run(args: argparse.Namespace, options: dict[str, Any]) -> int:
 
     from musicjax.tasks import live
 
+    check_times(args.buffer)
     source = _source(args)
     console = Console(stderr=True)
     able = console.is_terminal and not console.is_dumb_terminal

@@ -276,6 +276,38 @@ def test_wrong_use_is_told_before_anything_is_heard(wav, args, sentence, monkeyp
     assert sentence in capfd.readouterr().err
 
 
+SMALL = Path(musicjax.__file__).parent / "models" / "piano_ar" / "weights" / "small.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (["--buffer", "-1"], "a buffer of -1.0 s holds nothing"),
+        (["--buffer", "nan"], "a buffer of nan s holds nothing"),
+        (["--pitch", "--decoder", "viterbi"], "crepe follows a stream without decoder"),
+        (["--model", "crepe.full", "--voicing", "2"], "voicing is 2.0; it must lie between 0"),
+        (["--model", "piano_ar.small", "--min-duration-s", "1"], "without options"),
+        (["--model", str(SMALL), "--min-duration-s", "1"], "without options"),
+    ],
+)
+def test_wrong_settings_are_told_before_a_model_is_loaded(
+    wav, args, sentence, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("musicjax.hub.load_model", lambda *_, **__: pytest.fail("it was loaded"))
+    assert main(["listen", "--file", wav, *args]) == 2
+    said = capfd.readouterr().err
+    assert sentence in said and "hears" not in said
+
+
+def test_wrong_times_are_told_before_a_model_is_loaded(monkeypatch):
+    monkeypatch.setattr(live, "load_streamer", lambda *_, **__: pytest.fail("it was loaded"))
+    for wrong in ({"buffer_s": 0.0}, {"stall_s": -1.0}):
+        with pytest.raises(ConfigError, match="seconds above 0"):
+            musicjax.listen([np.zeros(10)], sample_rate=16000, **wrong)
+
+
 def test_a_model_that_cannot_be_loaded_leaves_files_alone(wav, monkeypatch, capfd):
     def fails(*_, **__):
         raise WeightsError("there are no weights.")

@@ -77,6 +77,6 @@ def test_options_that_need_the_future_are_refused(model):
     with pytest.raises(ConfigError, match="without decoder, leap; it takes voicing"):
         model.stream_reader(decoder="viterbi", leap=0.1)
     with pytest.raises(ConfigError, match="voicing is 2"):
-        model.stream_reader(voicing=2.0).read(
-            {"pitch": np.zeros((1, 360)), "level_db": np.zeros(1)}, 0
-        )
+        model.stream_reader(voicing=2.0)
+    with pytest.raises(ConfigError, match="no pitch lies between"):
+        model.stream_reader(min_hz=3000.0)
