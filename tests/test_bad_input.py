@@ -11,6 +11,7 @@ import soundfile
 import musicjax
 from musicjax.cli import main
 from musicjax.errors import AudioError
+from musicjax.infer.recordings import Everything
 from musicjax.notes import Notes, midi_bytes
 from musicjax.tasks import transcribe as task
 
@@ -208,6 +209,37 @@ def test_one_bad_file_among_a_hundred(tmp_path, run):
     assert "1 of 100 recordings failed" in said
     names = {p.name for p in (tmp_path / "out").iterdir()}
     assert names == {f"{i:03}.mid" for i in range(100)} - {"050.mid"}
+
+
+@pytest.mark.parametrize("stage", ["decoding", "drawing", "collecting"])
+def test_whatever_goes_wrong_with_one_file_the_others_are_done(
+    tmp_path, run, transcriber, monkeypatch, stage
+):
+    names = [f"{i:02}" for i in range(12)]
+    for name in names:
+        soundfile.write(tmp_path / f"{name}.wav", noise(0.01), RATE)
+    calls = []
+
+    def fails_once(function):
+        def call(*args, **kwargs):
+            calls.append(args)
+            if len(calls) == 4:
+                raise IndexError("index 7 is out of bounds")
+            return function(*args, **kwargs)
+
+        return call
+
+    where, name = {
+        "decoding": (transcriber, "_decode"),
+        "drawing": (task.Transcription, "write"),
+        "collecting": (Everything, "done"),
+    }[stage]
+    monkeypatch.setattr(where, name, fails_once(getattr(where, name)))
+    code, said = run(*(f"{name}.wav" for name in names), "-o", "out")
+    assert code == 1
+    assert "03.wav: IndexError: index 7 is out of bounds" in said
+    assert "1 of 12 recordings failed" in said
+    assert {p.stem for p in (tmp_path / "out").iterdir()} == {*names} - {"03"}
 
 
 def test_ctrl_c_keeps_what_is_done(tmp_path, run, monkeypatch):

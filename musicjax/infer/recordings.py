@@ -1,20 +1,22 @@
 """Recordings as they are handed in (paths, file objects, arrays) and what was heard in each."""
 
 import collections
+import functools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, Protocol, cast
+from typing import BinaryIO, Protocol, TypeVar, cast
 
 import numpy as np
 import soxr
 
 from musicjax.audio import Audio, blocks, check_samples
-from musicjax.errors import AudioError
+from musicjax.errors import AudioError, ConfigError
 from musicjax.infer.long import Runner, Window, stitch, windows
 from musicjax.infer.segments import Segmentation, SegmentRunner, segments
 from musicjax.infer.sequences import SequenceRunner
 
+T = TypeVar("T")
 Recording = str | os.PathLike[str] | BinaryIO | Audio
 AnyRunner = Runner | SegmentRunner | SequenceRunner
 
@@ -137,6 +139,19 @@ def part_of(recording: Recording, start_s: float, end_s: float) -> Audio | None:
     return Audio(np.concatenate(pieces), rate) if pieces else None
 
 
+def attempt(work: Callable[[], T]) -> T | Exception:
+    """What `work` on one recording gives, or its error: it must not end the work on the others.
+
+    ConfigError is raised: what was asked for is wrong, of whatever recording.
+    """
+    try:
+        return work()
+    except ConfigError:
+        raise
+    except Exception as error:
+        return error
+
+
 class _Reading:
     """Reads recordings one after the other, and remembers how long each was or why it failed."""
 
@@ -178,7 +193,7 @@ def hear(
     """What a model hears in each recording, in their order and as soon as each is complete.
 
     Windows of several recordings share batches, so short ones are as fast as one long one. A
-    recording that cannot be read gives a `Heard` with its error, and the others go on.
+    recording that cannot be read or collected gives a `Heard` with its error, and the others go on.
     `progress` is called with the recording's place and the seconds of it that are done. `collect`
     makes what gathers a recording's activations; one that keeps less than all of them bounds the
     memory of long recordings.
@@ -198,12 +213,19 @@ def hear(
         yield from failed()
         if index in reading.failures:
             continue
-        pieces[index].add(found)
+        error = attempt(functools.partial(pieces[index].add, found))
+        if error is not None:
+            reading.failures[index] = error
+            continue
         duration_s = reading.samples[index] / sample_rate
         if progress is not None:
             done_s = (window.first_frame + window.keep.stop) * runner.layout.hop / sample_rate
             progress(index, min(done_s, duration_s))
         if window.is_last:
-            yield Heard(index, pieces.pop(index).done(), duration_s)
+            kept = attempt(pieces.pop(index).done)
+            if isinstance(kept, Exception):
+                reading.failures[index] = kept
+                continue
+            yield Heard(index, kept, duration_s)
             turn += 1
     yield from failed()

@@ -1,6 +1,7 @@
 """Captions: from a recording to sentences about it."""
 
 import csv
+import functools
 import io
 import json
 import os
@@ -20,7 +21,7 @@ from musicjax.decode import BeamConfig, GenerateConfig, beam_search, generate
 from musicjax.errors import ConfigError, DataError, OutputError
 from musicjax.files import atomic_write
 from musicjax.hub import LoadedModel
-from musicjax.infer import FixedLayout, Heard, Recording, Runner, as_recording, hear
+from musicjax.infer import FixedLayout, Heard, Recording, Runner, as_recording, attempt, hear
 
 Source = Recording | np.ndarray | tuple[np.ndarray, int]
 
@@ -197,7 +198,7 @@ class Captioner:
         sentences, and the others go on. `progress` gets the recording's place and seconds done.
         """
         for heard in hear(self.runner, sources, self.sample_rate, progress):
-            yield heard.error or self._result(heard)
+            yield heard.error or attempt(functools.partial(self._result, heard))
 
     def _result(self, heard: Heard) -> Caption:
         tokens = heard.activations["tokens"].astype(np.int32)

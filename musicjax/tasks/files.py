@@ -1,5 +1,6 @@
 """Many recordings to many files: where each result goes, and what became of it."""
 
+import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -108,7 +109,7 @@ def not_there(jobs: Sequence[Job]) -> list[Outcome]:
         try:
             probe(job.source)
         except AudioError as error:
-            found.append(Outcome(str(job.source), (), error=_sentence(error)))
+            found.append(Outcome(str(job.source), (), error=str(error)))
     return found
 
 
@@ -121,8 +122,8 @@ def transcribe_files(
 ) -> Iterator[Outcome]:
     """Transcribe and write one after the other; each file is there as soon as it is yielded.
 
-    A recording that cannot be read, or a result that cannot be written, gives an outcome with its
-    error and the others go on. What was written before an interruption stays.
+    A recording that cannot be read or decoded, or a result that cannot be written, gives an outcome
+    with its error and the others go on. What was written before an interruption stays.
     """
     sources: Iterable[Path] = (job.source for job in jobs)
     return _written(jobs, transcriber.transcribe_many(sources, progress=progress, **options))
@@ -152,15 +153,16 @@ def caption_files(
 
 
 def _written(jobs: Sequence[Job], results: Iterable[Any]) -> Iterator[Outcome]:
+    from musicjax.infer import attempt  # which imports jax: not before outputs are checked
+
     for job, result in zip(jobs, results, strict=True):
         name = str(job.source)
         if isinstance(result, Exception):
-            yield Outcome(name, (), error=_sentence(result))
+            yield Outcome(name, (), error=_sentence(result, name))
             continue
-        try:
-            written = tuple(str(result.write(output)) for output in job.outputs)
-        except MusicJaxError as error:
-            yield Outcome(name, (), error=_sentence(error))
+        written = attempt(functools.partial(_write, result, job.outputs))
+        if isinstance(written, Exception):
+            yield Outcome(name, (), error=_sentence(written, name))
             continue
         text = getattr(result, "text", None)
         count = len(result.notes) if text is None else 0
@@ -169,7 +171,11 @@ def _written(jobs: Sequence[Job], results: Iterable[Any]) -> Iterator[Outcome]:
         yield Outcome(name, written, count, seconds, text=text, model=model, doubt=doubt)
 
 
-def _sentence(error: Exception) -> str:
+def _write(result: Any, outputs: Sequence[Path]) -> tuple[str, ...]:
+    return tuple(str(result.write(output)) for output in outputs)
+
+
+def _sentence(error: Exception, name: str) -> str:
     if isinstance(error, MusicJaxError):
         return str(error)
-    return f"{type(error).__name__}: {error}"
+    return f"{name}: {type(error).__name__}: {error}"

@@ -1,6 +1,7 @@
 """Transcription: from a recording to the notes that were played."""
 
 import base64
+import functools
 import html
 import io
 import os
@@ -28,6 +29,7 @@ from musicjax.infer import (
     SegmentRunner,
     SequenceRunner,
     as_recording,
+    attempt,
     hear,
     layout,
     part_of,
@@ -278,8 +280,8 @@ class Transcriber:
     ) -> Iterator[Transcription | Exception]:
         """The notes of many recordings, each as soon as it is done, in the order given.
 
-        Recordings share batches. One that cannot be read gives its error in place of its notes,
-        and the others go on. `progress` gets the recording's place and the seconds that are done.
+        Recordings share batches. One that cannot be read or decoded gives its error in place of its
+        notes, and the others go on. `progress` gets the recording's place and the seconds done.
         """
         check_options(self.system, options)
         given: dict[int, Recording] = {}
@@ -290,7 +292,8 @@ class Transcriber:
                 yield source
 
         for heard in hear(self.runner, noted(), self.sample_rate, progress):
-            yield self._result(heard, given.pop(heard.index), options)
+            source = given.pop(heard.index)
+            yield attempt(functools.partial(self._result, heard, source, options))
 
     def _result(
         self, heard: Heard, source: Recording, options: Mapping[str, Any]
