@@ -5,6 +5,7 @@ contours and onsets are folded into kernel and bias, and that of the spectrogram
 one summand. Filters have unit norm before folding, so that their norm tells the factor.
 """
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -84,4 +85,26 @@ def convert(path: Path, tag: str = "icassp2022") -> tuple[BasicPitch, BasicPitch
 
     Raises WeightsError when the file cannot be read or does not hold that network.
     """
+    if form := _other_form(path):
+        raise WeightsError(
+            f"{path} is {form}, another of the forms that the authors publish; the same weights "
+            "are read from nmp.onnx, which lies beside it in their package: give that file."
+        )
     return from_onnx(read_onnx(path))
+
+
+def _other_form(path: Path) -> str:
+    """What a published file or folder is that is not ONNX: a phrase; empty where it may be ONNX."""
+    if path.is_dir():
+        return "a folder of CoreML" if path.suffix == ".mlpackage" else "a folder"
+    if path.name == "saved_model.pb":
+        return "the graph of a TensorFlow SavedModel"
+    in_parts = path.suffix == ".index" or re.search(r"\.data-\d+-of-\d+$", path.name)
+    if in_parts or path.with_name(f"{path.name}.index").is_file():
+        return "a part of a TensorFlow checkpoint"
+    try:
+        with path.open("rb") as file:
+            head = file.read(8)
+    except OSError:  # the reader says what is wrong
+        return ""
+    return "a TensorFlow Lite file" if head[4:] == b"TFL3" else ""
