@@ -263,17 +263,10 @@ class MidiPort:
 
     def __init__(self, name: str | None = None, *, backend: Any = None) -> None:
         self._mido, backend = _mido(backend)
-        try:
+        with _refusals():
             there = list(backend.get_output_names())
             found = VIRTUAL_PORT if name is None else _matching(name, there)
             self._port = backend.open_output(found, virtual=name is None)
-        except OutputError:
-            raise
-        except Exception as error:  # of rtmidi, whose class depends on the system's MIDI
-            raise OutputError(
-                f"no MIDI port can be opened here ({str(error).strip().rstrip('.')}); "
-                "-o notes.mid writes a file instead."
-            ) from error
         self.name = f"MIDI port {found}"
         self._sounding: set[int] = set()
         self._bent = False  # whether the wheel has left its middle
@@ -331,6 +324,26 @@ class MidiPort:
                 f"the {self.name} takes nothing any more ({error}); what was heard until then is "
                 "kept."
             ) from error
+
+
+def midi_ports(*, backend: Any = None) -> list[str]:
+    """Names of the MIDI outputs that there are. Raises as `MidiPort`."""
+    _, backend = _mido(backend)
+    with _refusals():
+        return list(backend.get_output_names())
+
+
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    try:
+        yield
+    except OutputError:
+        raise
+    except Exception as error:  # of rtmidi, whose class depends on the system's MIDI
+        raise OutputError(
+            f"no MIDI port can be opened here ({str(error).strip().rstrip('.')}); "
+            "-o notes.mid writes a file instead."
+        ) from error
 
 
 def _matching(name: str, there: Sequence[str]) -> str:

@@ -405,7 +405,7 @@ class Microphone:
         self._closing = False
 
     def _no_device(self, device: str | int | None, error: Exception) -> str:
-        inputs = [d["name"] for d in self._sounddevice.query_devices() if d["max_input_channels"]]
+        inputs = [name for _, name in microphones()]
         reason = str(error).strip().rstrip(".")
         if not inputs:
             return f"this computer has no microphone ({reason}); plug one in, {_OTHER_WAYS}"
@@ -484,6 +484,14 @@ class Microphone:
         self._closing = True
         if self._stream is not None:
             self._stream.close()
+
+
+def microphones() -> list[tuple[int, str]]:
+    """Number and name of each input of the sound card. Raises MissingDependencyError."""
+    devices = enumerate(_sounddevice().query_devices())
+    return [
+        (number, str(facts["name"])) for number, facts in devices if facts["max_input_channels"]
+    ]
 
 
 def _sounddevice() -> Any:

@@ -12,12 +12,28 @@ from typing import Any
 
 from musicjax.errors import AudioError, ConfigError, MusicJaxError, OutputError
 from musicjax.infer.live import Figures, Listening, check_times
-from musicjax.infer.sinks import JsonLines, Lines, MidiPort, Sink, closing, file_sink
-from musicjax.infer.sources import Microphone, PcmFormat, PcmStream, PlayedFile, Source
+from musicjax.infer.sinks import (
+    JsonLines,
+    Lines,
+    MidiPort,
+    Sink,
+    closing,
+    file_sink,
+    midi_ports,
+)
+from musicjax.infer.sources import (
+    Microphone,
+    PcmFormat,
+    PcmStream,
+    PlayedFile,
+    Source,
+    microphones,
+)
 from musicjax.infer.stream import NoteOn, PitchFrame
 from musicjax.terminal import Bar, print_json, say
 
 NO_NAME = ""  # of --midi-port without one
+WHICH = "?"  # asks for the names that there are
 
 
 def run(args: argparse.Namespace, options: dict[str, Any]) -> int:
@@ -26,6 +42,8 @@ def run(args: argparse.Namespace, options: dict[str, Any]) -> int:
 
     from musicjax.tasks import live
 
+    if WHICH in (args.device_in, args.midi_port):
+        return _list(args)
     check_times(args.buffer)
     source = _source(args)
     console = Console(stderr=True)
@@ -82,6 +100,26 @@ def run(args: argparse.Namespace, options: dict[str, Any]) -> int:
     if outputs:
         what += f" -> {', '.join(outputs)}"
     return _told(source, listening.figures, what, failed)
+
+
+def _list(args: argparse.Namespace) -> int:
+    """Print the microphones and the MIDI ports, as asked."""
+    found: dict[str, list[Any]] = {}
+    if args.device_in == WHICH:
+        found["microphones"] = [{"number": n, "name": name} for n, name in microphones()]
+    if args.midi_port == WHICH:
+        found["midi_ports"] = midi_ports()
+    if args.json:
+        print_json(found)
+        return 0
+    for device in found.get("microphones", ()):
+        print(f"{device['number']:3}  {device['name']}")
+    for port in found.get("midi_ports", ()):
+        print(port)
+    for what, there in found.items():
+        if not there:
+            say(f"there are no {what.replace('midi_', 'MIDI ')} here.")
+    return 0
 
 
 def _counts(event: Any) -> bool:

@@ -12,6 +12,7 @@ import time
 import types
 from pathlib import Path
 
+import mido
 import numpy as np
 import pytest
 import soundfile
@@ -198,26 +199,42 @@ def test_an_unplugged_device_keeps_the_files(monkeypatch, capfd):
     assert read_midi("a.mid").pitch.tolist() == [69, 72]
 
 
-def test_notes_go_to_a_midi_port(wav, monkeypatch, capfd):
-    import mido
-
+@pytest.fixture
+def midi(monkeypatch):
+    """A MIDI system whose one output can be looked into."""
     port = EchoPort()
     monkeypatch.setattr(port, "close", lambda: None)
-    system = type(
-        "System",
-        (),
-        {
-            "get_output_names": lambda self: ["Synth"],
-            "open_output": lambda self, name, virtual: port,
-        },
+    system = types.SimpleNamespace(
+        get_output_names=lambda: ["Synth"], open_output=lambda name, virtual: port, port=port
     )
-    monkeypatch.setattr("musicjax.infer.sinks._mido", lambda backend: (mido, system()))
+    monkeypatch.setattr("musicjax.infer.sinks._mido", lambda backend: (mido, system))
+    return system
+
+
+def test_notes_go_to_a_midi_port(wav, midi, capfd):
     assert main(["listen", "--file", wav, "--as-fast-as-possible", "--midi-port", "synth"]) == 0
-    sent = [(m.type, m.note) for m in port.iter_pending()]
+    sent = [(m.type, m.note) for m in midi.port.iter_pending()]
     assert sent == [("note_on", 69), ("note_off", 69), ("note_on", 72), ("note_off", 72)]
     assert "MIDI port Synth" in capfd.readouterr().err
     assert main(["listen", "--file", wav, "--midi-port", "organ"]) == 2
     assert "there are: Synth" in capfd.readouterr().err
+
+
+def test_ports_and_microphones_are_listed(midi, monkeypatch, capfd):
+    monkeypatch.setitem(sys.modules, "sounddevice", tones.FakeSoundCard(inputs=2))
+    assert main(["listen", "--midi-port", "?"]) == 0
+    assert capfd.readouterr() == ("Synth\n", "")
+    assert main(["listen", "--device-in", "?"]) == 0
+    assert capfd.readouterr() == ("  0  Fake Mic\n  1  Fake Mic\n", "")
+    assert main(["listen", "--device-in", "?", "--midi-port", "?", "--json"]) == 0
+    (line,) = capfd.readouterr().out.splitlines()
+    cards = [{"number": n, "name": "Fake Mic"} for n in (0, 1)]
+    assert json.loads(line) == {"microphones": cards, "midi_ports": ["Synth"]}
+    midi.get_output_names = lambda: []
+    monkeypatch.setitem(sys.modules, "sounddevice", tones.FakeSoundCard(inputs=0))
+    assert main(["listen", "--midi-port", "?", "--device-in", "?"]) == 0
+    said = capfd.readouterr()
+    assert said.out == "" and "no microphones" in said.err and "no MIDI ports" in said.err
 
 
 def terminal(screen, **settings):

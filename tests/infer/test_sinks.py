@@ -12,7 +12,15 @@ import pytest
 from mido.ports import EchoPort
 
 from musicjax.errors import MissingDependencyError, OutputError
-from musicjax.infer.sinks import JsonLines, Lines, MidiPort, closing, file_sink, note_and_cents
+from musicjax.infer.sinks import (
+    JsonLines,
+    Lines,
+    MidiPort,
+    closing,
+    file_sink,
+    midi_ports,
+    note_and_cents,
+)
 from musicjax.infer.stream import NoteOff, NoteOn, PitchFrame
 from musicjax.notes import read_csv, read_midi
 from musicjax.notes.contour import read_contour
@@ -157,8 +165,10 @@ def test_ports_that_cannot_be_had_are_told(monkeypatch):
         raise RuntimeError("error creating ALSA sequencer client object.")
 
     broken = types.SimpleNamespace(get_output_names=fails)
-    with pytest.raises(OutputError, match=r"ALSA sequencer.*-o notes\.mid"):
-        MidiPort(backend=broken)
+    for ask in (MidiPort, midi_ports):
+        with pytest.raises(OutputError, match=r"ALSA sequencer.*-o notes\.mid"):
+            ask(backend=broken)
+    assert midi_ports(backend=Loopback()) == ["Fluid Synth 128:0", "Piano"]
     monkeypatch.setitem(sys.modules, "rtmidi", None)
     monkeypatch.delitem(sys.modules, "mido.backends.rtmidi", raising=False)
     with pytest.raises(MissingDependencyError, match=r"musicjax\[live\].*notes\.mid"):
