@@ -38,7 +38,8 @@ def main(
     streamer = load_streamer(name)
     source = PlayedFile(file)
     console = Console(width=WIDTH, height=HEIGHT)
-    view = LiveView(Path(name).stem, source.name, ["take.mid"], pitch=pitch, console=console)
+    told = Path(name).name.removesuffix(".safetensors")  # of a file; names have dots of their own
+    view = LiveView(told, source.name, ["take.mid"], pitch=pitch, console=console)
     with Listening(streamer, source) as listening:
         for moment in listening.moments():
             view.take(moment)
