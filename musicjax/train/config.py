@@ -124,7 +124,7 @@ class RunConfig:
     mesh: MeshConfig = field(default_factory=MeshConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     steps: int = 1000
-    eval_every: int = 500  # 0: never
+    eval_every: int = 500  # 0: only at the end, where there is always one
     log_every: int = 20
     seed: int = 0
     init: str = ""
@@ -134,7 +134,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         _require(self.steps >= 1, "steps", self.steps, "1 or more")
-        _require(self.eval_every >= 0, "eval_every", self.eval_every, "0 (never) or more")
+        _require(self.eval_every >= 0, "eval_every", self.eval_every, "0 (only at the end) or more")
         _require(self.log_every >= 1, "log_every", self.log_every, "1 or more")
         for pair in self.init_names:
             sides = pair.split("=")
