@@ -122,6 +122,8 @@ def test_decoding_options_are_typed(tiny_weights, recordings, capfd):
     assert lines(capfd)[0]["notes"] > 0
     assert main([*base, "a.wav", "--onset-threshold", "loud"]) == 2
     assert "type float" in capfd.readouterr().err
+    assert main([*base, "a.wav", "--onset-threshold", "7"]) == 2
+    assert "onset_threshold is 7.0; expected 0" in capfd.readouterr().err
     assert main([*base, "a.wav", "--onset-treshold", "0.5"]) == 2
     assert "did you mean --onset-threshold" in capfd.readouterr().err
 

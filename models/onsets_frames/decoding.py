@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 
 from musicjax.errors import ConfigError
 from musicjax.models.onsets_frames.model import OnsetsFramesConfig
-from musicjax.notes import Notes
+from musicjax.notes import Notes, check_values
 
 _CELLS_AT_ONCE = 1 << 21  # frames times pitches decoded together: about 80 MB of work space
 
@@ -41,7 +41,17 @@ def decode(
     pitch the likeliest path through on and off is found (`two_state_path`), and a note is where it
     is on. The path weighs all frames against each other: there is no threshold to tune, and no
     second onset inside a note.
+
+    Raises ConfigError for thresholds and alpha outside 0..1, and for a negative `min_duration_s`.
     """
+    check_values(
+        {
+            "onset_threshold": onset_threshold,
+            "frame_threshold": frame_threshold,
+            "offset_threshold": offset_threshold,
+            "min_duration_s": min_duration_s,
+        }
+    )
     if onset_threshold is None:
         onset_threshold = config.onset_threshold
     if frame_threshold is None:

@@ -12,6 +12,7 @@ from musicjax.notes.programs import Granularity, coarser_programs, program_name
 from musicjax.notes.roll import PianoRoll, from_piano_roll, piano_roll
 from musicjax.notes.sequence import from_note_sequence, to_note_sequence
 from musicjax.notes.tables import as_dict, from_dict, read_csv, read_json, write_csv, write_json
+from musicjax.notes.thresholds import check_values
 from musicjax.notes.vocabulary import (
     NO_QUIRKS,
     CodecConfig,
@@ -49,6 +50,7 @@ __all__ = [
     "TokenDecoder",
     "Vocabulary",
     "as_dict",
+    "check_values",
     "coarser_programs",
     "codec_config",
     "events_to_notes",

@@ -2,9 +2,11 @@
 
 import difflib
 import inspect
-from collections.abc import Iterable
+from collections.abc import Mapping
+from typing import Any
 
 from musicjax.errors import ConfigError
+from musicjax.notes import check_values
 from musicjax.registry import System
 
 
@@ -14,8 +16,11 @@ def decode_options(system: System) -> dict[str, inspect.Parameter]:
     return {n: p for n, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
-def check_options(system: System, options: Iterable[str]) -> None:
-    """Raise ConfigError for a name that the system's decoding does not take."""
+def check_options(system: System, options: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a name that the system's decoding does not take, or a value.
+
+    To be asked before anything is heard.
+    """
     known = decode_options(system)
     for name in options:
         if name not in known:
@@ -24,3 +29,4 @@ def check_options(system: System, options: Iterable[str]) -> None:
                 f"decoding of {system.name} has no option {name!r}; did you mean "
                 f"{' or '.join(near)}?"
             )
+    check_values(options)

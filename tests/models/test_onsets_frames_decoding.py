@@ -159,3 +159,15 @@ def test_notes_along_the_path():
         assert notes.velocity.tolist() == [95]
     with pytest.raises(ConfigError, match="viterbi_alpha is 2"):
         decode(heard, PORT, viterbi_alpha=2)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"onset_threshold": 7.0}, {"frame_threshold": -0.1}, {"offset_threshold": float("nan")},
+     {"min_duration_s": -5.0}],
+    ids=str,
+)  # fmt: skip
+def test_values_that_cannot_work_are_refused(option):
+    ((name, value),) = option.items()
+    with pytest.raises(ConfigError, match=f"{name} is {value}; expected 0"):
+        decode({}, PORT, **option)
