@@ -288,7 +288,11 @@ def tokenizer_of(config: CaptionerConfig) -> Tokenizer:
 def targets(
     text: str, start_s: float, num_samples: int, config: CaptionerConfig
 ) -> dict[str, np.ndarray]:
-    """A sentence as `tokens` (L,), int32, padded; what stands beyond `max_tokens` is cut off."""
+    """A sentence as `tokens` (L,), int32, padded to L = `config.max_tokens`.
+
+    One that does not fit is never cut: its row is padding, which costs nothing, and left_out ()
+    uint8 is 1.
+    """
     del start_s, num_samples
     ids = config.transformer
     tokenizer = tokenizer_of(config)
@@ -300,7 +304,7 @@ def targets(
         eos_id=ids.eos_id,
         pad_id=ids.pad_id,
     )
-    return {"tokens": row}
+    return {"tokens": row, "left_out": np.array((row == ids.pad_id).all(), np.uint8)}
 
 
 def decode(activations: Mapping[str, np.ndarray], config: CaptionerConfig) -> list[str]:
@@ -326,9 +330,10 @@ def loss(
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Cross-entropy of the tokens in nats, the mean over all that are not padding. float32.
 
-    batch: audio (B, N) float32 in -1..1 or int16, tokens (B, L) of `targets`. Labels are smoothed
-    as PyTorch does it, all tokens sharing `label_smoothing`; the entropy of the smoothed label is
-    subtracted, which changes no gradient.
+    batch: audio (B, N) float32 in -1..1 or int16, and what `targets` gives, stacked. Labels are
+    smoothed as PyTorch does it, all tokens sharing `label_smoothing`; the entropy of the smoothed
+    label is subtracted, which changes no gradient. left_out, which is no part of the sum: the share
+    of sentences that were too long.
     """
     config, audio, tokens = model.config, batch["audio"], batch["tokens"]
     if audio.dtype == jnp.int16:
@@ -343,4 +348,4 @@ def loss(
     cost, _ = cross_entropy(logits, tokens, label_smoothing=smoothing)
     counts = tokens != text.pad_id
     total = jnp.where(counts, cost, 0).sum() / jnp.maximum(counts.sum(), 1)
-    return total, {"tokens": total}
+    return total, {"tokens": total, "left_out": batch["left_out"].astype(jnp.float32).mean()}

@@ -295,9 +295,10 @@ def evaluation(run: Any) -> Callable[[nnx.Module], dict[str, float]] | None:
     """The evaluation that a training run asks for: model -> scores on its validation data.
 
     token_nats: what a token of the true sentence costs, without smoothing, when those before it
-    are known; lower is better. token_accuracy: the share of tokens that are the likeliest. Of each
-    recording the first clip counts. `run` is a `musicjax.train.RunConfig`; None when it validates
-    on nothing. One compiled program serves all evaluations.
+    are known; lower is better. token_accuracy: the share of tokens that are the likeliest.
+    left_out: the share of sentences that are longer than the model's, which count in neither. Of
+    each recording the first clip counts. `run` is a `musicjax.train.RunConfig`; None when it
+    validates on nothing. One compiled program serves all evaluations.
     """
     from musicjax.data.captions import caption_examples
     from musicjax.registry import find_system
@@ -310,19 +311,32 @@ def evaluation(run: Any) -> Callable[[nnx.Module], dict[str, float]] | None:
     judge = nnx.jit(_judged)
 
     def score(model: nnx.Module) -> dict[str, float]:
-        nats, hits, tokens = 0.0, 0, 0
+        nats, hits, tokens, sentences, left_out = 0.0, 0, 0, 0, 0
         for _, samples, texts in caption_examples(run.data.valid, rate):
             clip = np.zeros((1, count), np.float32)
             clip[0, : min(count, len(samples))] = samples[:count]
             for text in texts:
-                row = targets(text, 0.0, count, config)["tokens"][None]
+                labels = targets(text, 0.0, count, config)
+                sentences, left_out = sentences + 1, left_out + int(labels["left_out"])
+                if labels["left_out"]:
+                    continue
+                row = labels["tokens"][None]
                 cost, hit, number = (
                     float(x) for x in judge(model, jnp.asarray(clip), jnp.asarray(row))
                 )
                 nats, hits, tokens = nats + cost, hits + int(hit), tokens + int(number)
-        if not tokens:
+        if not sentences:
             raise DataError("there are no sentences to score; check the name of the data.")
-        return {"token_nats": nats / tokens, "token_accuracy": hits / tokens}
+        if not tokens:
+            raise DataError(
+                f"all {sentences} sentences to score are longer than the {config.max_tokens} "
+                "tokens of the model: give it more max_tokens, or shorter sentences."
+            )
+        return {
+            "token_nats": nats / tokens,
+            "token_accuracy": hits / tokens,
+            "left_out": left_out / sentences,
+        }
 
     return score
 

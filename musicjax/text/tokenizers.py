@@ -193,12 +193,13 @@ def token_row(
 ) -> Int[np.ndarray, "L"]:
     """One text as a row of `length` ids: `bos_id` where there is one, the text, `eos_id`, padding.
 
-    A text that is too long loses its end, never the closing `eos_id`. int32.
+    A text that does not fit is never cut: its row is padding alone, which costs a loss nothing.
+    int32.
     """
-    ids = ([] if bos_id is None else [bos_id]) + tokenizer.encode(text)
+    ids = [*([] if bos_id is None else [bos_id]), *tokenizer.encode(text), eos_id]
     row = np.full(length, pad_id, np.int32)
-    kept = [*ids[: length - 1], eos_id]
-    row[: len(kept)] = kept
+    if len(ids) <= length:
+        row[: len(ids)] = ids
     return row
 
 

@@ -87,12 +87,13 @@ def test_every_layer_of_the_published_network(model, reference):
 def test_the_loss_is_the_published_one(model, reference):
     """Torch's smoothed cross-entropy, less the entropy of the smoothed label."""
     batch = {"audio": reference["audio"], "tokens": jnp.asarray(reference["tokens"], jnp.int32)}
+    batch["left_out"] = jnp.zeros(len(batch["audio"]), jnp.uint8)
     ours, parts = nnx.jit(lambda m, b: loss(m, b, key=None, train=False))(model, batch)
     classes = model.config.transformer.vocab_size
     share = 0.1 / classes
     entropy = -(0.9 + share) * np.log(0.9 + share) - (classes - 1) * share * np.log(share)
     close(ours, reference["cost"] - entropy, 1e-4)
-    assert list(parts) == ["tokens"]
+    assert set(parts) == {"tokens", "left_out"}
 
 
 def test_sentences_are_those_of_transformers(model, reference):
@@ -156,6 +157,21 @@ def test_targets_and_their_sentences():
         decode({"tokens": np.zeros((2, 3, 4))}, config)
 
 
+def test_a_sentence_that_is_too_long_is_left_out_whole_and_counted():
+    config = replace(get_config("tiny"), max_tokens=8)
+    rows = [targets(text, 0.0, 4000, config) for text in ("a soft low piano.", "a " * 9)]
+    assert [int(row["left_out"]) for row in rows] == [0, 1]
+    assert set(rows[1]["tokens"]) == {config.transformer.pad_id}
+    batch = {name: jnp.asarray(np.stack([row[name] for row in rows])) for name in rows[0]}
+    batch["audio"] = jnp.asarray(np.random.default_rng(0).normal(0, 0.1, (2, 4000)), jnp.float32)
+    graph, state = nnx.split(nnx.jit(lambda: Captioner(config, rngs=nnx.Rngs(0)))())
+    cost = jax.jit(lambda state, b: loss(nnx.merge(graph, state), b, key=None, train=False))
+    total, parts = cost(state, batch)
+    assert parts["left_out"] == 0.5
+    swapped = batch | {"audio": batch["audio"].at[1].set(0.0)}
+    np.testing.assert_allclose(cost(state, swapped)[0], total, rtol=1e-5)
+
+
 def test_what_does_not_fit_is_told():
     with pytest.raises(ConfigError, match="bytes has 260 ids and the model 128"):
         targets("calm", 0.0, 1, replace(get_config("tiny"), tokenizer="bytes"))
@@ -176,8 +192,9 @@ def test_t5s_form_learns_two_sentences():
     audio = np.stack([np.sin(2 * np.pi * 200 * time), rng.normal(scale=0.3, size=4000)])
     said = ["a soft low piano.", "a loud busy piece."]
     config = replace(get_config("tiny_t5"), max_tokens=10)
-    rows = [targets(text, 0.0, 4000, config)["tokens"] for text in said]
-    batch = {"audio": jnp.asarray(audio, jnp.float32), "tokens": jnp.asarray(np.stack(rows))}
+    rows = [targets(text, 0.0, 4000, config) for text in said]
+    batch = {name: jnp.asarray(np.stack([row[name] for row in rows])) for name in rows[0]}
+    batch["audio"] = jnp.asarray(audio, jnp.float32)
     graph, state = nnx.split(nnx.jit(lambda: Captioner(config, rngs=nnx.Rngs(0)))())
     optimizer = optax.adam(1e-2)
 

@@ -12,7 +12,7 @@ from flax import nnx
 
 from musicjax.audio import Audio
 from musicjax.cli import main
-from musicjax.errors import ConfigError, OutputError
+from musicjax.errors import ConfigError, DataError, OutputError
 from musicjax.hub import save_weights
 from musicjax.models.lp_musiccaps.model import Captioner as Model
 from musicjax.models.lp_musiccaps.model import get_config
@@ -147,5 +147,8 @@ def test_scores_of_a_training_run():
     assert score is not None
     found = score(nnx.merge(graph, blank))
     assert found["token_nats"] == pytest.approx(np.log(128), abs=1e-4)
-    assert 0 <= found["token_accuracy"] < 0.1
+    assert 0 <= found["token_accuracy"] < 0.1 and found["left_out"] == 0
+    score = evaluation(replace(run, model=replace(run.model, max_tokens=3)))
+    with pytest.raises(DataError, match=r"all \d+ sentences to score are longer than the 3 tokens"):
+        score(nnx.merge(graph, blank))
     assert evaluation(replace(run, data=replace(run.data, valid=()))) is None

@@ -63,10 +63,11 @@ def test_files_of_sentencepiece(tmp_path):
     assert tokenizer.size == 30
 
 
-def test_a_long_text_keeps_its_end_token():
-    row = token_row(open_tokenizer("bytes"), "abcdef", 4, **BART)
+def test_a_text_that_does_not_fit_is_never_cut():
+    row = token_row(open_tokenizer("bytes"), "ab", 4, **BART)
     np.testing.assert_array_equal(row, [0, 4 + ord("a"), 4 + ord("b"), 2])
     assert row.dtype == np.int32
+    np.testing.assert_array_equal(token_row(open_tokenizer("bytes"), "abc", 4, **BART), [1] * 4)
     short = token_row(open_tokenizer("bytes"), "", 4, **BART)
     np.testing.assert_array_equal(short, [0, 2, 1, 1])
 
