@@ -42,7 +42,17 @@ RESULTS = Path(__file__).resolve().parent / "results"
 # Dense bf16 peak of one device, for MFU (NVIDIA data sheets, SXM form).
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 
-_PACKAGES = ("jax", "jaxlib", "flax", "numpy", "librosa", "torch", "torchaudio", "librosax")
+_PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "numpy",
+    "librosa",
+    "torch",
+    "torchaudio",
+    "transformers",
+    "librosax",
+)
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,14 @@ _CARDS = {
         },
         ability=Ability({"piano": 0.8247, "any": 0.6508}, times_real_time=19.0),
     ),
+    "small": Card(
+        summary="MT3's size with mini's language of no quirks and its ears, to be trained.",
+        paper=_PAPER,
+        licence="Apache-2.0 (architecture)",
+        training_data="none: an architecture to train",
+        sample_rate=16_000,
+        parameters=47_277_450,
+    ),
     "base": Card(
         summary="The larger network of MT3's code (its ismir2022), to be trained.",
         paper=_PAPER,
