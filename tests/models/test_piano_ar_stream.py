@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from musicjax.audio import Audio
+from musicjax.audio import Audio, load_audio
 from musicjax.audio.presets import preset
 from musicjax.errors import ConfigError
+from musicjax.hub import load_model
 from musicjax.infer import CarryingRunner, hear, layout
 from musicjax.infer.stream import Streamer, StreamingModel, can_stream, events_to_notes
 from musicjax.models.piano_ar import stream
 from musicjax.models.piano_ar.config import PianoARConfig, get_config
-from musicjax.models.piano_ar.decoding import decode
+from musicjax.models.piano_ar.decoding import Reader, decode
 from musicjax.models.piano_ar.model import PianoAR
 
 TINY, HOP, FRAMES = get_config("tiny"), 512, 21
@@ -26,6 +27,10 @@ FORMS = {
     # As published: a mirror image around the recording, one acoustic model, nothing past the LSTM.
     "paper": replace(
         TINY, frontend=PianoARConfig().frontend, two_stacks=False, skip=False, velocity=False
+    ),
+    # The same network behind the front-end of the public demonstration.
+    "demo": replace(
+        TINY, frontend=get_config("demo").frontend, two_stacks=False, skip=False, velocity=False
     ),
 }
 
@@ -121,6 +126,44 @@ def test_notes_are_those_of_the_whole_whatever_the_blocks(streamer, streamer_who
     events += streamer.finish()
     assert events_to_notes(events) == expected
     assert streamer.programs == 1
+
+
+@pytest.fixture(scope="module")
+def shipped(root):
+    """The weights that come with the package, four seconds of music, and what they make of it."""
+    model = load_model("piano_ar.small").model
+    samples = load_audio(root / "examples" / "bach_prelude.flac", 16000).samples
+    samples = samples[: 4 * 16000 // HOP * HOP]
+    graph, weights = nnx.split(model)
+    whole = jax.jit(lambda w, audio: nnx.merge(graph, w).activations(audio))(weights, samples[None])
+    whole = {name: np.asarray(value[0]) for name, value in whole.items()}
+    return types.SimpleNamespace(
+        streamer=Streamer(model), samples=samples, whole=whole, notes=decode(whole, model.config)
+    )
+
+
+@pytest.mark.parametrize("size", [128, 4096])
+def test_the_shipped_weights_hear_music_as_the_whole_whatever_the_blocks(
+    shipped, size, monkeypatch
+):
+    read, told = Reader.read, []
+
+    def record(self, activations, first_frame):
+        told.append(activations)
+        return read(self, activations, first_frame)
+
+    monkeypatch.setattr(Reader, "read", record)
+    shipped.streamer.reset()
+    events = []
+    for at in range(0, len(shipped.samples), size):
+        events += shipped.streamer.feed(shipped.samples[at : at + size])
+    events += shipped.streamer.finish()
+    assert set(told[0]) == set(shipped.whole)
+    for name, expected in shipped.whole.items():
+        found = np.concatenate([activations[name] for activations in told])
+        np.testing.assert_allclose(found, expected, atol=1e-5, err_msg=name)
+    assert len(shipped.notes) > 15
+    assert events_to_notes(events) == shipped.notes
 
 
 def test_a_recording_in_windows_is_what_it_is_in_one(streamer_whole, sound):
