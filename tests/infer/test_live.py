@@ -135,6 +135,29 @@ def test_a_stream_that_stalls_is_told_and_waited_for(streamer):
     assert events_to_notes(events).onset_s[1] == pytest.approx(0.3, abs=0.05)  # the audio's clock
 
 
+@pytest.mark.slow
+def test_ten_seconds_without_sound_end_the_note_and_are_one_stall(streamer):
+    """With the settings that one has who gives none."""
+
+    def stalling():
+        yield tone(69, 1.0)[: -RATE // 10]  # in the middle of a note
+        time.sleep(10.0)
+        yield tone(72, 0.3)
+
+    streamer.reset()
+    listening, told_s, begun_s = Listening(streamer, Blocks(stalling(), RATE)), [], time.monotonic()
+    for event in listening:
+        told_s.append((type(event), event.pitch, time.monotonic() - begun_s))
+    assert [(kind, pitch) for kind, pitch, _ in told_s] == [
+        (NoteOn, 69), (NoteOff, 69), (NoteOn, 72), (NoteOff, 72)
+    ]  # fmt: skip
+    assert 1.5 < told_s[1][2] < 5.0 and told_s[2][2] > 9.5
+    figures = listening.figures
+    assert (figures.stalls, figures.underruns, figures.overruns) == (1, 1, 0)
+    assert figures.lost_s == 0.0
+    assert [sentence.split()[0] for sentence in listening.notices] == ["no", "sound"]
+
+
 def test_a_slow_model_drops_and_catches_up_and_time_stays_true(slow_streamer):
     """Sound at its own speed for 1.6 s, of which half can be heard."""
     sound = melody([60, 64, 67, 72], 0.3)
