@@ -5,7 +5,7 @@ import difflib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from musicjax.errors import ConfigError
 from musicjax.version import __version__
@@ -18,8 +18,17 @@ DEFAULT_MODEL = "onsets_frames.small"
 DEFAULT_PITCH_MODEL = "crepe.ours"
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that says what is wrong as everything else does: by an error with a sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message.strip('. ')}; `{self.prog} --help` shows what it takes.")
+
+
 def parse(args: list[str]) -> argparse.Namespace:
-    """The arguments of one command. Leaves by SystemExit after --help or a wrong argument.
+    """The arguments of one command. Leaves by SystemExit after --help.
+
+    Raises ConfigError for a wrong argument.
 
     Options that only a model's decoding knows are looked up when one is met, so that everything
     else stays free of the cost of importing the model.
@@ -42,12 +51,14 @@ def parse(args: list[str]) -> argparse.Namespace:
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         of = f" of {model}" if model else ""
         verb.error(f"there is no option {unknown[0]}{of}{hint}")
+    if known.verb in _WITH_REST and "--json" in known.rest:
+        known.json, known.rest = True, [arg for arg in known.rest if arg != "--json"]
     return known
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all verbs."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="musicjax",
         description="Listen to music and write down what was heard.",
         epilog="`musicjax VERB --help` shows what a verb takes, with examples.",
@@ -383,6 +394,7 @@ def _add_train(verbs: Any) -> None:
         metavar="[VARIANT] [--field.value …]",
         help="the recipe of the config, and fields that are to differ from it",
     )
+    _add_common(verb, device=False)
 
 
 def _add_eval(verbs: Any) -> None:
@@ -419,6 +431,7 @@ def _add_data(verbs: Any) -> None:
     )
     verb.add_argument("action", choices=("render", "import", "compose"))
     verb.add_argument("rest", nargs=argparse.REMAINDER, metavar="…", help="see ACTION --help")
+    _add_common(verb, device=False)
 
 
 def _add_convert(verbs: Any) -> None:
@@ -504,6 +517,7 @@ def choice_of(args: argparse.Namespace) -> "Choice | None":
 
 _CHOOSING = ("transcribe", "eval", "bench")
 _WISHES = ("instrument", "pedals", "bends", "real_time")
+_WITH_REST = ("train", "data")  # options that are read elsewhere
 _WITH_DECODING = ("transcribe", "pitch", "listen", "eval")
 _DECODING = "decoding_"
 

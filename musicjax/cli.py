@@ -19,7 +19,6 @@ from typing import Any
 from musicjax.arguments import AUTO, build_parser, choice_of, decoding_of, parse, system_of
 from musicjax.errors import ConfigError, ModelNotFoundError, MusicJaxError, WeightsError
 from musicjax.terminal import Bar, print_json, say
-from musicjax.types import computing_in
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except SystemExit as done:  # argparse and tyro after --help or a wrong argument
+    except SystemExit as done:  # argparse and tyro after --help
         return done.code if isinstance(done.code, int) else 2
 
 
@@ -79,9 +78,16 @@ def listen(args: argparse.Namespace) -> int:
 
 def caption(args: argparse.Namespace) -> int:
     """Recordings to sentences about them; exit codes as `transcribe`."""
+    from musicjax import registry
     from musicjax.tasks.caption import FORMATS
     from musicjax.tasks.files import caption_files, plan
 
+    system = args.model.split(".")[0]
+    if system not in registry.systems() and not Path(args.model).exists():
+        raise WeightsError(
+            f"{args.model} does not exist; give a .safetensors file, its folder, or the folder of "
+            "a training run."
+        )
     jobs = plan(args.files, args.output, args.format or ("json",), known=FORMATS)
     names = ("beams", "top_p", "temperature", "repetition_penalty", "max_tokens", "tokenizer")
     given = {name: getattr(args, name) for name in names}
@@ -99,7 +105,7 @@ def _write_each(
         return 0
     from musicjax.tasks.files import not_there
 
-    lost, failed = not_there(jobs), 0
+    lost, failed, advice = not_there(jobs), 0, _advice(args)
     outcomes: Iterable[Any] = lost
     with Bar(f"{len(jobs)} recordings" if len(jobs) > 1 else jobs[0].source.name) as bar:
         if len(lost) < len(jobs):
@@ -120,6 +126,9 @@ def _write_each(
                     print(f"{outcome.source} -> {where}: {what}", flush=True)
                 if outcome.doubt is not None:
                     say(f"{outcome.source}: {outcome.doubt}")
+                if outcome.error is None and advice is not None:
+                    say(advice)
+                    advice = None
     if failed and len(jobs) > 1:
         say(f"{failed} of {len(jobs)} recordings failed; the others are done.")
     return 0 if not failed else 1 if failed < len(jobs) else 2
@@ -232,7 +241,7 @@ def _model_row(name: str) -> dict[str, Any]:
 
 
 def train(args: argparse.Namespace) -> int:
-    """One training run; prints the path of the weights."""
+    """One training run; tells the path of the weights."""
     get_config = _get_config(args.config)
     rest = list(args.rest)
     variant = [rest.pop(0)] if rest and not rest[0].startswith("-") else []
@@ -245,7 +254,11 @@ def train(args: argparse.Namespace) -> int:
     from musicjax.tasks.loading import evaluation
 
     keep_compiled()
-    print(run(config, evaluate=evaluation(config)))
+    weights = run(config, evaluate=evaluation(config))
+    if args.json:
+        print_json({"weights": weights})
+    else:
+        print(weights)
     return 0
 
 
@@ -289,6 +302,9 @@ def evaluate(args: argparse.Namespace) -> int:
         bar.start(None)
         pieces = examples(tuple(args.data), transcriber.sample_rate)
         found = score(transcriber, pieces, progress=bar.heard, **decoding_of(args))
+    advice = _advice(args)
+    if advice is not None:
+        say(advice)
     if args.json:
         print_json({"model": transcriber.name, "data": args.data, **found})
         return 0
@@ -311,7 +327,12 @@ def data(args: argparse.Namespace) -> int:
     """Training data: the typed options of `musicjax.data` do the talking."""
     from musicjax.data.verbs import command
 
-    return command(args.action, args.rest)
+    done = command(args.action, args.rest)
+    if args.json:
+        print_json(done.facts)
+    else:
+        print(*done.lines, sep="\n", flush=True)
+    return 0
 
 
 def convert(args: argparse.Namespace) -> int:
@@ -321,10 +342,10 @@ def convert(args: argparse.Namespace) -> int:
     check_writable(args.output)
     *layout, checkpoint = args.checkpoint
     _check_layout(layout, Path(checkpoint))
-    if args.model is None:
-        told = _convert_run(Path(checkpoint), args)
-    else:
-        told = _convert_public(Path(checkpoint), args)
+    with Bar(f"{checkpoint} -> {args.output}") as bar:
+        bar.start(None)
+        how = _convert_run if args.model is None else _convert_public
+        told = how(Path(checkpoint), args)
     if args.json:
         print_json({"output": args.output, **told})
     else:
@@ -353,6 +374,7 @@ def _convert_run(path: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 def _convert_ours(path: Path, args: argparse.Namespace) -> None:
     from musicjax.hub import load_model, read_header, save_weights
+    from musicjax.types import computing_in
 
     if args.step is not None:
         raise ConfigError(f"--step chooses a checkpoint of a run folder; {path} is one file.")
@@ -373,6 +395,7 @@ def _convert_public(source: Path, args: argparse.Namespace) -> dict[str, Any]:
     from musicjax.hub import save_weights
     from musicjax.hub.fingerprint import fingerprint
     from musicjax.hub.pretrained import is_pretrained
+    from musicjax.types import computing_in
 
     system, tag, _ = registry.find_card(args.model)
     if args.step is not None:
@@ -448,14 +471,17 @@ def bench(args: argparse.Namespace) -> int:
 def _load(args: argparse.Namespace, bar: Bar, **settings: Any) -> Any:
     from musicjax.tasks import load
 
-    task, name, chosen = _TASK_OF_VERB.get(args.verb), args.model, choice_of(args)
-    if chosen is not None:
-        name = chosen.name
-        if chosen.better is not None:
-            say(str(chosen))
+    chosen = choice_of(args)
+    task, name = _TASK_OF_VERB.get(args.verb), args.model if chosen is None else chosen.name
     if getattr(args, "together", None) is not None:
         settings["together"] = args.together
     return load(name, task=task, device=args.device, progress=bar.fetched, **settings)
+
+
+def _advice(args: argparse.Namespace) -> str | None:
+    """A sentence where a better model than the one that was chosen could be fetched."""
+    chosen = choice_of(args)
+    return None if chosen is None or chosen.better is None else str(chosen)
 
 
 def _total_seconds(paths: Sequence[Path]) -> float | None:

@@ -146,6 +146,6 @@ def model_card(name: str) -> Card:
 
 def _not_found(name: str) -> str:
     known = list_models()
-    near = difflib.get_close_matches(name, known + sorted(systems()), n=3, cutoff=0.4)
+    near = difflib.get_close_matches(name, known + sorted(systems()), n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(known)}."
     return f"no model is called {name!r}; {hint} `musicjax models` lists them all."

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import soundfile
 from musicjax import registry
 from musicjax.cli import _model_lines, _model_row, main
 from musicjax.notes import read_csv, read_midi
+from musicjax.tasks import load
 from musicjax.tasks import transcribe as task
 from musicjax.version import __version__
 
@@ -135,6 +137,42 @@ def test_errors_for_programs(capfd):
     assert "no.such" in told["error"]
 
 
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["transcribe"], "FILE"),
+        (["transcribe", "a.wav", "--format", "doc"], "invalid choice: 'doc'"),
+        (["transcribe", "a.wav", "--modle", "x"], "no option --modle"),
+        (["transcribe", ""], "is empty"),
+        (
+            ["transcribe", "a.wav", "-o", "a.mid", "-o", "a.mid"],
+            "written to a.mid twice",
+        ),
+        (
+            ["caption", "a.wav", "--weights", "gone"],
+            "gone does not exist; give a",
+        ),
+        (["sing"], "invalid choice: 'sing'"),
+        (["train", "onsets_frames", "tiny", "--steps", "-3"], "steps is -3; expected 1 or more"),
+        (["train", "onsets_frames", "tiny", "--optim.lr", "fast"], "to float: 'fast'. `--help`"),
+        (["data", "compose", "--outt", "x"], "Missing from musicjax data compose: --out PATH"),
+        (
+            ["eval", "onsets_frames.small", "gone"],
+            "gone does not exist: give a folder",
+        ),
+        (["models", "nosuch"], "there are: "),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_wrong_use_is_one_sentence_and_json(args, words, capfd):
+    assert main([*args, "--json"]) == 2
+    said = capfd.readouterr()
+    told = json.loads(said.out)
+    assert told["exit_code"] == 2 and words in told["error"]
+    assert said.err == f"musicjax: {told['error']}\n"
+    assert "---" not in said.err and "\u2500" not in said.err
+
+
 def test_models_lists_and_filters(capfd):
     assert main(["models", "--json"]) == 0
     (rows,) = lines(capfd)
@@ -213,6 +251,9 @@ def test_train_runs_a_config_file_of_the_users(tmp_path, monkeypatch, capfd):
     assert main(["train", "mine.py", "--steps", "3"]) == 0
     assert capfd.readouterr().out == "w\n"
     assert seen[0].steps == 3
+    assert main(["train", "mine.py", "--json", "--steps", "4"]) == 0
+    assert lines(capfd) == [{"weights": "w"}]
+    assert seen[1].steps == 4
 
 
 def test_convert_writes_a_file_that_loads(tmp_path, tiny_model, monkeypatch, capfd):
@@ -235,3 +276,21 @@ def test_data_takes_typed_options(tmp_path, capfd):
     assert main(["data", "compose", "--out", "pieces", "--seconds", "5"]) == 0
     assert len(read_midi(next((tmp_path / "pieces").glob("*.mid")))) > 0
     assert main(["data", "compose", "--outt", "pieces"]) == 2
+    capfd.readouterr()
+    args = ["--out", "records", "--hours", "0.0005", "--excerpt-s", "1", "--processes", "1"]
+    assert main(["data", "render", *args, "--json"]) == 0
+    (told,) = lines(capfd)
+    assert told["examples"] == 2 and told["out"] == "records"
+
+
+def test_a_better_model_is_told_of_once_and_after_the_first_success(
+    tiny_weights, recordings, monkeypatch, capfd
+):
+    loaded = load(tiny_weights)
+    monkeypatch.setattr("musicjax.tasks.loading.load", lambda *_, **__: loaded)
+    monkeypatch.setattr("musicjax.cli._advice", lambda _: "take another")
+    Path("bad.wav").write_text("words")
+    assert main(["transcribe", "bad.wav", "-o", "bad.mid"]) == 2
+    assert "take another" not in capfd.readouterr().err
+    assert main(["transcribe", "bad.wav", *recordings, "-o", "out"]) == 1
+    assert capfd.readouterr().err.count("take another") == 1

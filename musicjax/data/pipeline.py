@@ -276,6 +276,11 @@ def open_source(entry: str, sample_rate: int = 16000) -> Sequence[Any]:
     if entry.startswith(_DESCRIBED):
         return _ComposerSource(entry.removeprefix(_DESCRIBED), described=True)
     path = Path(entry)
+    if not path.exists() and not glob.has_magic(entry):
+        raise DataError(
+            f"{path} does not exist: give a folder of recordings with .mid or .csv files beside "
+            "them, a folder of records, or composer: for music made up on the spot."
+        )
     if path.suffix == CAPTIONS:
         return caption_source(path, sample_rate)
     recordings = path.suffix.lower() in AUDIO_SUFFIXES or glob.has_magic(entry)

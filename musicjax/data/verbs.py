@@ -1,8 +1,7 @@
 """`musicjax data render | import | compose`: typed options, a progress bar, one line of result."""
 
 import dataclasses
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from musicjax.data.options import read_options
 from musicjax.errors import ConfigError
 from musicjax.files import make_folder
 
@@ -46,17 +46,26 @@ class ComposeConfig:
     """Seed; piece i follows from (seed, i)."""
 
 
-def command(action: str, arguments: Sequence[str]) -> int:
-    """Run one action with its command line options; returns the exit code."""
-    import tyro
+@dataclass(frozen=True)
+class Outcome:
+    """What an action did, for programs and as lines for people."""
 
+    facts: Mapping[str, Any]
+    lines: Sequence[str]
+
+
+def command(action: str, arguments: Sequence[str]) -> Outcome:
+    """Run one action with its command line options.
+
+    Raises ConfigError for options that cannot be read, and as the action does. `--help` leaves by
+    SystemExit.
+    """
     config_type, run = _actions()[action]
-    description = f"{config_type.__doc__}\n\n{_EXAMPLES[action]}"
-    config = tyro.cli(
+    config = read_options(
         config_type,
+        _named(action, arguments),
         prog=f"musicjax data {action}",
-        args=_named(action, arguments),
-        description=description,
+        description=f"{config_type.__doc__}\n\n{_EXAMPLES[action]}",
     )
     return run(config)
 
@@ -75,7 +84,7 @@ def _named(action: str, arguments: Sequence[str]) -> list[str]:
     return named + rest
 
 
-def _actions() -> dict[str, tuple[Any, Callable[[Any], int]]]:
+def _actions() -> dict[str, tuple[Any, Callable[[Any], Outcome]]]:
     from musicjax.data.imports import ImportConfig
     from musicjax.data.render import RenderConfig
 
@@ -86,29 +95,27 @@ def _actions() -> dict[str, tuple[Any, Callable[[Any], int]]]:
     }
 
 
-def _render(config: Any) -> int:
+def _render(config: Any) -> Outcome:
     from musicjax.data.render import render_corpus
 
     with _progress(f"Rendering to {config.out}") as show:
         count = render_corpus(config, show)
     hours = count * config.excerpt_s / 3600
-    _say(f"{count} examples, {hours:.2f} hours, in {config.out}")
-    return 0
+    facts = {"examples": count, "hours": hours, "out": str(config.out)}
+    return Outcome(facts, [f"{count} examples, {hours:.2f} hours, in {config.out}"])
 
 
-def _import(config: Any) -> int:
+def _import(config: Any) -> Outcome:
     from musicjax.data.imports import import_dataset
 
     with _progress(f"Importing to {config.out}") as show:
         outcome = import_dataset(**dataclasses.asdict(config), on_progress=show)
-    for split, count in outcome.examples.items():
-        _say(f"{split}: {count} examples in {config.out / split}")
-    for line in outcome.left_out:
-        _say(f"left out: {line}")
-    return 0
+    facts = dataclasses.asdict(outcome) | {"out": str(config.out)}
+    lines = [f"{s}: {count} examples in {config.out / s}" for s, count in outcome.examples.items()]
+    return Outcome(facts, lines + [f"left out: {line}" for line in outcome.left_out])
 
 
-def _compose(config: ComposeConfig) -> int:
+def _compose(config: ComposeConfig) -> Outcome:
     from musicjax.data.compose import compose
     from musicjax.notes import write_midi
 
@@ -128,12 +135,8 @@ def _compose(config: ComposeConfig) -> int:
                 samples *= 0.9 / max(float(np.abs(samples).max()), 1e-6)
                 save_audio(config.out / f"piece-{i:04d}.flac", samples, 44100)
             show(i + 1, config.count)
-    _say(f"{config.count} pieces in {config.out}")
-    return 0
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
+    facts = {"pieces": config.count, "out": str(config.out)}
+    return Outcome(facts, [f"{config.count} pieces in {config.out}"])
 
 
 @contextmanager

@@ -54,8 +54,11 @@ def plan(
     folder does. Existing files will be replaced as a whole. `known` are the endings of the verb.
 
     Raises OutputError when an output is also an input, when two recordings would go to one file,
-    when one file is asked for several recordings, and when something cannot be written.
+    when one file is asked for several recordings or twice, and when something cannot be written or
+    a recording has no name.
     """
+    if not all(map(os.fspath, sources)):
+        raise OutputError("the name of a recording is empty; give the path of a file.")
     jobs = [Job(Path(s), tuple(_targets(s, outputs, formats, known))) for s in sources]
     inputs = {os.path.realpath(job.source) for job in jobs}
     taken: dict[str, Path] = {}
@@ -65,6 +68,11 @@ def plan(
             if place in inputs:
                 raise OutputError(
                     f"the output {output} is also an input; write to another name or folder."
+                )
+            if place in taken and os.path.realpath(taken[place]) == os.path.realpath(job.source):
+                raise OutputError(
+                    f"{job.source} would be written to {output} twice; name each recording and "
+                    "each output once."
                 )
             if place in taken:
                 raise OutputError(

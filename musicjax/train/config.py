@@ -4,10 +4,8 @@ A file in `configs/` returns a `RunConfig`; `parse_overrides` changes single fie
 (`--optim.lr 3e-4`); `load_run_config` reads back what a run wrote into its directory.
 """
 
-import contextlib
 import dataclasses
 import difflib
-import io
 import json
 import os
 import typing
@@ -16,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from musicjax.data.options import read_options
 from musicjax.data.pipeline import DataConfig
 from musicjax.errors import ConfigError
 from musicjax.hub.typed_json import from_json
@@ -172,26 +171,9 @@ def parse_overrides(config: Config, args: Sequence[str]) -> Config:
     import tyro
 
     _check_names(config, args)
-    if {"-h", "--help"} & set(args):
-        return tyro.cli(type(config), default=config, args=list(args), config=_tyro_markers())
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            return tyro.cli(type(config), default=config, args=list(args), config=_tyro_markers())
-    except SystemExit:
-        words = " ".join(said.getvalue().replace("│", " ").split())
-        words = words.strip("╭╮╰╯─ ")
-        raise ConfigError(
-            f"the arguments {' '.join(args)!r} cannot be read: {words} "
-            "`--help` lists every field with its type and value."
-        ) from None
-
-
-def _tyro_markers() -> tuple[Any, ...]:
-    import tyro
-
     # Optional nested configs keep the kind they have; choosing another is done in Python.
-    return (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
+    markers = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
+    return read_options(type(config), args, default=config, config=markers)
 
 
 def _check_names(config: Any, args: Sequence[str]) -> None:

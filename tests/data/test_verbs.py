@@ -7,24 +7,26 @@ import pytest
 import soundfile
 
 from musicjax.data import RecordSource, command, verbs
-from musicjax.errors import DataError, OutputError
+from musicjax.errors import ConfigError, DataError, OutputError
 from musicjax.notes import Notes, read_midi, write_midi
 
 
 def test_compose_writes_pieces(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "pieces"
     options = ["--out", str(out), "--count", "2", "--seconds", "4", "--style", "song"]
-    assert command("compose", options) == 0
+    done = command("compose", options)
+    assert done.facts == {"pieces": 2, "out": str(out)}
+    assert done.lines == [f"2 pieces in {out}"]
     assert [len(read_midi(out / f"piece-000{i}.mid")) > 0 for i in range(2)] == [True, True]
-    assert "2 pieces in" in capsys.readouterr().out
+    assert capsys.readouterr() == ("", "")
 
 
-def test_render_writes_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_render_writes_records(tmp_path: Path) -> None:
     out = tmp_path / "records"
     options = ["--out", str(out), "--hours", "0.0005", "--excerpt-s", "1", "--processes", "1"]
-    assert command("render", [*options, "--performance.tempo", "1.0", "1.0"]) == 0
-    assert len(RecordSource(out)) == 2
-    assert "2 examples" in capsys.readouterr().out
+    done = command("render", [*options, "--performance.tempo", "1.0", "1.0"])
+    assert len(RecordSource(out)) == done.facts["examples"] == 2
+    assert done.lines[0].startswith("2 examples")
 
 
 @pytest.mark.parametrize("action", ["render", "import", "compose"])
@@ -42,8 +44,9 @@ def test_import_takes_its_dataset_and_folder_without_names(
     given = []
     actions = verbs._actions()
     config_type, _ = actions["import"]
+    done = verbs.Outcome({}, [])
     monkeypatch.setattr(
-        verbs, "_actions", lambda: {"import": (config_type, lambda c: given.append(c) or 0)}
+        verbs, "_actions", lambda: {"import": (config_type, lambda c: given.append(c) or done)}
     )
     command("import", ["maestro", "here"])
     command("import", ["maestro", "here", "there", "--codec", "pcm16"])
@@ -75,6 +78,10 @@ def test_errors_have_no_empty_line_before_them(
 ) -> None:
     with pytest.raises(DataError, match="gone"):
         command("render", ["--out", str(tmp_path / "x"), "--midi", str(tmp_path / "gone")])
+    with pytest.raises(ConfigError, match=r"read: Unrecognized options: stray\. `--help`"):
+        command("compose", ["--out", "x", "stray"])
+    with pytest.raises(ConfigError, match=r"--count: invalid literal .* '1\.5'\. `--help`"):
+        command("compose", ["--out", "x", "--count", "1.5"])
     assert capfd.readouterr() == ("", "")
 
 

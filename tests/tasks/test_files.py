@@ -34,6 +34,15 @@ def test_several_recordings_do_not_share_a_file():
         plan(["1/a.flac", "2/a.flac"], ["out"])
 
 
+def test_nothing_is_written_twice_and_a_recording_has_a_name():
+    with pytest.raises(OutputError, match=r"^a.flac would be written to x.mid twice"):
+        plan(["a.flac"], ["x.mid", "x.mid"])
+    with pytest.raises(OutputError, match=r"^./a.flac would be|^a.flac would be .* twice"):
+        plan(["a.flac", "./a.flac"], ["out"])
+    with pytest.raises(OutputError, match="is empty"):
+        plan([""], ["x.mid"])
+
+
 def test_an_input_is_never_an_output(tmp_path):
     with pytest.raises(OutputError, match="also an input"):
         plan(["a.mid"], ["a.mid"])
