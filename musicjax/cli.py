@@ -219,11 +219,12 @@ def _model_lines(rows: Sequence[dict[str, Any]], width: int | None) -> Iterator[
         licence = row["licence"].partition(" (")[0]  # the card has the rest
         cells.append((row["name"], size, row["weights"], licence, row["summary"]))
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    below = width is not None and sum(widths) + 2 * (len(widths) - 1) > width
+    whole = sum(widths) + 2 * (len(widths) - 1)
+    width = whole if width is None else width
     for name, size, weights, licence, summary in cells:
         given = (name.ljust(widths[0]), size.rjust(widths[1]), weights.ljust(widths[2]))
         line = "  ".join((*given, licence.ljust(widths[3])))
-        if not below:
+        if whole <= width:
             yield f"{line}  {summary}"
             continue
         yield line.rstrip()
