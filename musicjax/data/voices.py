@@ -104,7 +104,7 @@ def together(
     """
     loud = [rng.uniform(0.4, 1.0) * voice for voice, _ in voices]
     nobody = Melody(voices[0][1].midi, np.zeros_like(voices[0][1].level), voices[0][1].notes)
-    samples, told = heard(rng, np.zeros_like(loud[0]), sum(loud), nobody, sample_rate)
+    samples, told = heard(rng, np.zeros_like(loud[0]), np.sum(loud, axis=0), nobody, sample_rate)
     energy = np.stack([_energy(voice, told.time_s, sample_rate) for voice in loud])
     place = np.rint(told.time_s * CONTROL_HZ).astype(int)
     hz = np.stack([sung.hz[np.minimum(place, len(sung.hz) - 1)] for _, sung in voices])
