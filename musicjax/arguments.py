@@ -381,6 +381,7 @@ def _add_train(verbs: Any) -> None:
         musicjax train onsets_frames tiny
         musicjax train onsets_frames small --data.train data/piano/train --optim.lr 5e-4
         musicjax train onsets_frames tiny --init onsets_frames.small
+        musicjax train onsets_frames tiny --init runs/piano@2000
         musicjax train onsets_frames tiny --help      (every field of the run)
         musicjax train my_config.py base
 

@@ -109,10 +109,10 @@ class RunConfig:
     """One training run, complete: the same config and seed give the same numbers.
 
     `model` is the system's own frozen configuration and carries the dtype policy. `init` names
-    weights to start from (`system.tag`, a .safetensors file or another run's directory); empty
-    starts from random weights. `init_names` gives parts of these the names that they have here,
-    "onset.stack=stem" for instance. `output` is the run directory; a run that finds its own
-    checkpoints there goes on from the newest.
+    weights to start from (`system.tag`, a .safetensors file, another run's directory, or "RUN@STEP"
+    for one of its checkpoints); empty starts from random weights. `init_names` gives parts of these
+    the names that they have here, "onset.stack=stem" for instance. `output` is the run directory; a
+    run that finds its own checkpoints there goes on from the newest.
     """
 
     system: str

@@ -42,9 +42,15 @@ class LoadReport:
 def read_weights(source: str, system: System | None = None) -> dict[str, Array]:
     """Tensors by dotted path from `system.tag`, a .safetensors file or a run directory.
 
-    A run directory gives its best weights, else its final ones, else its newest checkpoint's.
+    A run directory gives its best weights, else its final ones, else its newest checkpoint's;
+    "RUN@STEP" gives the averaged weights of its checkpoint of that step. WeightsError if there is
+    no such checkpoint.
     """
     path = Path(source)
+    run, _, step = source.rpartition("@")
+    if step.isdigit() and Path(run).is_dir() and not path.exists():
+        config = load_run_config(run, system)
+        return flat_variables(checkpoint_model(run, config, step=int(step), system=system))
     if path.is_dir():
         finished = [path / name for name in (BEST, FINAL) if (path / name).is_file()]
         if not finished:

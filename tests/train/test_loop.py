@@ -24,7 +24,7 @@ from musicjax.errors import (
 from musicjax.hub import load_model, read_header
 from musicjax.train import export_checkpoint, train
 from musicjax.train.checkpoints import Checkpoints
-from musicjax.train.warmstart import flat_variables, load_matching, renamed
+from musicjax.train.warmstart import flat_variables, load_matching, read_weights, renamed
 
 
 @pytest.fixture(autouse=True)
@@ -250,6 +250,17 @@ def test_fine_tuning_starts_from_a_run(whole, tmp_path, capsys):
     assert "8 tensors loaded" in said
     assert "left unused" not in said and "new (random)" not in said
     assert losses(tmp_path)[0][1] < 0.5 * losses(whole)[0][1]
+
+
+def test_fine_tuning_starts_from_a_checkpoint_of_a_run(whole, tmp_path, capsys):
+    found = read_weights(f"{whole}@15", SYSTEM)
+    exported = export_checkpoint(whole, tmp_path / "15.safetensors", step=15, dtype="float32")
+    for name, value in weights(exported).items():
+        np.testing.assert_array_equal(found[name], value)
+    with pytest.raises(WeightsError, match=r"no checkpoint of step 7; its checkpoints: \d+"):
+        read_weights(f"{whole}@7", SYSTEM)
+    train(run_config(tmp_path / "run", init=f"{whole}@15"), SYSTEM, batches=Batches())
+    assert "8 tensors loaded" in capsys.readouterr().err
 
 
 def test_fine_tuning_lists_what_fits_by_half(whole):
