@@ -1,6 +1,7 @@
 """Basic Pitch: a twin in PyTorch, the published posteriors and notes, note creation by loops."""
 
 import csv
+import tracemalloc
 from pathlib import Path
 
 import jax
@@ -14,7 +15,7 @@ from musicjax.audio.cqt import CQTConfig
 from musicjax.errors import AudioError, ConfigError, WeightsError
 from musicjax.hub.onnx import OnnxGraph, read_onnx
 from musicjax.hub.weights import LoadedModel
-from musicjax.models.basic_pitch import SYSTEM
+from musicjax.models.basic_pitch import SYSTEM, note_creation
 from musicjax.models.basic_pitch.convert import convert, from_onnx
 from musicjax.models.basic_pitch.labels import targets
 from musicjax.models.basic_pitch.model import (
@@ -24,7 +25,7 @@ from musicjax.models.basic_pitch.model import (
     get_config,
     loss,
 )
-from musicjax.models.basic_pitch.note_creation import decode, inferred_onsets
+from musicjax.models.basic_pitch.note_creation import NoteCreation, decode, rises
 from musicjax.models.basic_pitch.stacking import (
     convolve_stacked,
     convolve_to_one,
@@ -188,6 +189,12 @@ def notes_by_loops(note, onset, onset_threshold, threshold, shortest):
     return sorted(found)
 
 
+def inferred_onsets(onset, note):
+    """The onset posterior, or the rise of the note posterior where that is more."""
+    rise = rises(note)
+    return np.maximum(onset, onset.max() * rise / rise.max())
+
+
 def smooth_posteriors(seed, count=400, pitches=9):
     rng = np.random.default_rng(seed)
     raw = rng.normal(size=(count + 8, pitches))
@@ -228,15 +235,67 @@ def test_notes_are_those_of_the_loops(seed, infer_onsets):
 
 
 def test_onsets_are_inferred_from_rises():
-    note = np.zeros((6, 1), np.float32)
-    note[2:, 0] = [0.1, 0.5, 0.6, 0.6]
-    onset = np.full((6, 1), 0.2, np.float32)
-    # Rises over one frame .1 .4 .1 0, over two .1 .5 .5 .1; the less of both, largest .4 -> .2
-    np.testing.assert_allclose(inferred_onsets(onset, note)[:, 0], 0.2)
-    onset[0] = 0.8
-    np.testing.assert_allclose(
-        inferred_onsets(onset, note)[:, 0], [0.8, 0.2, 0.2, 0.8, 0.2, 0.2], rtol=1e-5
-    )
+    note = np.zeros((30, 1), np.float32)
+    note[2:7, 0] = [0.1, 0.5, 0.6, 0.6, 0.6]
+    # Over one frame .1 .4 .1 0 0, over two .1 .5 .5 .1 0: the less of both
+    np.testing.assert_allclose(rises(note)[:8, 0], [0, 0, 0.1, 0.4, 0.1, 0, 0, 0], atol=1e-7)
+    onset = np.full((30, 1), 0.2, np.float32)
+    heard = {"note": note, "onset": onset}
+    plain = {"pitch_bends": False, "melodia_trick": False, "min_duration_s": 0.0}
+    one = BasicPitchConfig(num_pitches=1)
+    assert len(decode(heard, one, **plain)) == 0  # scaled to .2, the largest rise is no onset
+    onset[20] = 0.8
+    found = decode(heard, one, **plain)  # and to .8 it is one
+    np.testing.assert_allclose(found.onset_s * 22050 / 256, [3, 20])
+    np.testing.assert_allclose(found.offset_s * 22050 / 256, [7, 21])
+    assert len(decode(heard, one, **plain, infer_onsets=False)) == 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_notes_are_the_same_however_posteriors_come(seed, monkeypatch):
+    heard = smooth_posteriors(seed, 1500)
+    for begin in range(90, 1500, 150):  # rests of 27 frames: just long enough, and too short
+        for roll in ("note", "onset"):
+            heard[roll][begin : begin + 26 + begin // 150 % 2] *= 0.1
+    heard["onset"][:700] *= 0.6  # the scale of inferred onsets is known late
+    options = {"frame_threshold": 0.45, "min_duration_s": [0.0, 0.05][seed % 2]}
+    whole = decode(heard, NARROW, **options)
+    assert len(whole) > 60 and whole.bends is not None
+    for block, piece in ((16, 30), (100, 1), (333, 500)):
+        monkeypatch.setattr(note_creation, "_BLOCK", block)
+        monkeypatch.setattr(note_creation, "_PIECE", piece)
+        creation = NoteCreation(NARROW, **options)
+        for begin in range(0, 1500, 70):
+            creation.add({name: roll[begin : begin + 70] for name, roll in heard.items()})
+        assert creation.done() == whole
+        if piece == 1:
+            assert len(creation._rests()) > 4
+
+
+def test_a_day_of_posteriors_is_kept_in_a_small_part_of_it():
+    """Made-up music of four voices: growth from 5 to 20 minutes, counted for 20 hours."""
+    rng = np.random.default_rng(0)
+    minute = 60 * 22050 // 256
+    rolls = {n: np.full((minute, b), 0.02, np.float32) for n, b in (("note", 88), ("onset", 88))}
+    rolls["contour"] = rng.uniform(0, 0.1, (minute, 264)).astype(np.float16)
+    for begin in range(0, minute - 40, 25):
+        keys = rng.choice(88, 4, replace=False)
+        rolls["note"][begin : begin + rng.integers(10, 40), keys] = rng.uniform(0.4, 0.9, 4)
+        rolls["onset"][begin, keys] = 0.8
+        rolls["contour"][begin : begin + 40, 3 * keys + 1] = 0.8
+    taken = {}
+    for minutes in (5, 20):
+        tracemalloc.start()
+        creation = NoteCreation(PUBLISHED)
+        for _ in range(minutes):
+            for part in np.array_split(np.arange(minute), 20):
+                creation.add({name: roll[part] for name, roll in rolls.items()})
+        notes = creation.done()
+        taken[minutes] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert len(notes) > 400 * minutes
+    a_minute = (taken[20] - taken[5]) / 15
+    assert taken[5] + 1200 * a_minute < 1e9  # the posteriors themselves: 7.6e9
 
 
 def test_bends_follow_the_strongest_contour_near_the_note():
@@ -265,6 +324,8 @@ def test_limits_in_hz_and_silence():
     for count in (0, 1, 2, 3, 40):
         silence = {n: np.zeros((count, v.shape[1]), np.float32) for n, v in heard.items()}
         assert len(decode(silence, NARROW)) == 0
+    with pytest.raises(ConfigError, match="frame_threshold is 0; it must be above 0"):
+        decode(heard, NARROW, frame_threshold=0.0)
     with pytest.raises(ConfigError, match="a frequency limit is 0 Hz"):
         decode(heard, NARROW, min_hz=0.0)
 
