@@ -9,7 +9,7 @@ over instruments before precision, recall and F1 are taken.
 - onset_program: onset, pitch and instrument;
 - onset_offset_program: also the offset, except of drums. This is the paper's multi-instrument F1;
 - pitched_onset_offset_program: the same without drums;
-- drum_onset: drums alone;
+- drum_onset: drums alone; nan where neither side has any, so that a mean is of pieces with drums;
 - frame: all pitched instruments as one piano roll of 62.5 frames a second, notes lengthened to at
   least 50 ms, the reference's only where it is louder than velocity 30 (velocities of notes that
   overlap on one pitch are added);
@@ -17,11 +17,13 @@ over instruments before precision, recall and F1 are taken.
   instrument to its next, from 0 to 1; 0 is good. Of the reference's notes that were found
   (onset and pitch, whatever the program), in order of onset. Not of the paper.
 
-Scores that do not look at programs are those of `note_scores`. Averages over pieces are means of
-each score (`mean_scores`).
+Scores that do not look at programs are those of `note_scores`; `family_scores` takes the programs
+of a family of General MIDI for one instrument. Averages over pieces are means of each score
+(`mean_scores`).
 
 Differences: the drum kit's program is not compared (MT3: kits of two programs are two instruments);
-where reference and estimate are both empty a score is 1 (there 0), as everywhere in musicjax.
+where reference and estimate are both empty a score is 1 (there 0), as everywhere in musicjax, but
+drum_onset is nan (mir_eval and MT3: 0): a piano piece says nothing of how drums are heard.
 """
 
 from collections.abc import Iterator, Sequence
@@ -105,9 +107,37 @@ def instrument_scores(
         *rates(*onset.tolist()),
         *rates(*(offset + drums).tolist()),
         *rates(*offset.tolist()),
-        *rates(*drums.tolist()),
+        *(rates(*drums.tolist()) if drums.any() else (np.nan,) * 3),
         *rates(*_frame_counts(reference, estimate)),
         switches / chances if chances else 0.0,
+    )
+
+
+@dataclass(frozen=True)
+class FamilyScores(Scores):
+    """Precision, recall and F1, each from 0 to 1, where a family counts as one instrument."""
+
+    onset_family_precision: float
+    onset_family_recall: float
+    onset_family_f1: float
+    onset_offset_family_precision: float
+    onset_offset_family_recall: float
+    onset_offset_family_f1: float
+
+
+def family_scores(reference: Notes, estimate: Notes) -> FamilyScores:
+    """onset_program and onset_offset_program of `instrument_scores` by families of eight programs.
+
+    This is what a model can be right about that tells no more than the family.
+    """
+    scores = instrument_scores(reference, estimate, granularity="midi_class")
+    return FamilyScores(
+        scores.onset_program_precision,
+        scores.onset_program_recall,
+        scores.onset_program_f1,
+        scores.onset_offset_program_precision,
+        scores.onset_offset_program_recall,
+        scores.onset_offset_program_f1,
     )
 
 

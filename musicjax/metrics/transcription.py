@@ -111,12 +111,17 @@ def note_scores(
 
 
 def mean_scores(scores: Iterable[AnyScores]) -> AnyScores:
-    """The mean of each score over pieces, as the field's tables report; F1 is the mean of F1s."""
+    """The mean of each score over pieces, as the field's tables report; F1 is the mean of F1s.
+
+    A piece to which a score does not apply (nan) is left out of its mean; nan where none is left.
+    """
     pieces = list(scores)
     if not pieces:
         raise DataError("There are no scores to average: score at least one piece.")
-    table = [tuple(piece.as_dict().values()) for piece in pieces]
-    return type(pieces[0])(*np.mean(table, axis=0).tolist())
+    table = np.array([tuple(piece.as_dict().values()) for piece in pieces], np.float64)
+    counts = (~np.isnan(table)).sum(axis=0)
+    means = np.nansum(table, axis=0) / np.where(counts, counts, np.nan)
+    return type(pieces[0])(*means.tolist())
 
 
 def match_note_pairs(

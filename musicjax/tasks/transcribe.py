@@ -413,10 +413,11 @@ def evaluate(
     Notes count as sounding until the sustain pedal lets go (MAESTRO's convention), in references
     and, where the model writes the pedal, in what it heard. Where any piece has drums or another
     program than the piano's, the scores by instrument are told as well
-    (`musicjax.metrics.instruments`; `frame` stays that of `note_scores`). Returns
+    (`musicjax.metrics.instruments`; `frame` stays that of `note_scores`), and by family. A score
+    that does not apply, such as that of drums where there are none, is left out. Returns
     {"pieces": number, "mean": {score: value}, "each": {id: {score: value}}}.
     """
-    from musicjax.metrics import instrument_scores, mean_scores, note_scores
+    from musicjax.metrics import family_scores, instrument_scores, mean_scores, note_scores
 
     truth: dict[int, tuple[str, Notes]] = {}
 
@@ -425,7 +426,7 @@ def evaluate(
             truth[index] = (example.id, example.notes.sustained())
             yield as_recording(example.samples, example.sample_rate)
 
-    scores, by_instrument = {}, {}
+    scores, by_instrument, by_family = {}, {}, {}
     several = False
     results = transcriber.transcribe_many(recordings(), progress=progress, **options)
     for index, result in enumerate(results):
@@ -436,15 +437,21 @@ def evaluate(
         heard = result.notes.sustained()
         scores[name] = note_scores(reference, heard)
         by_instrument[name] = instrument_scores(reference, heard)
+        by_family[name] = family_scores(reference, heard)
         several |= bool(reference.is_drum.any() or reference.program.any())
     if not scores:
         raise DataError("there are no examples to score; check the name of the data.")
-    each = {name: score.as_dict() for name, score in scores.items()}
-    mean = mean_scores(scores.values()).as_dict()
-    if several:
-        each = {name: by_instrument[name].as_dict() | score for name, score in each.items()}
-        mean = mean_scores(by_instrument.values()).as_dict() | mean
+    each: dict[str, dict[str, float]] = {name: {} for name in scores}
+    mean: dict[str, float] = {}
+    for kind in (by_instrument, by_family, scores) if several else (scores,):
+        mean |= _applying(mean_scores(kind.values()))
+        for name, score in kind.items():
+            each[name] |= _applying(score)
     return {"pieces": len(scores), "mean": mean, "each": each}
+
+
+def _applying(scores: Any) -> dict[str, float]:
+    return {name: value for name, value in scores.as_dict().items() if not np.isnan(value)}
 
 
 def evaluation(run: Any) -> Callable[[nnx.Module], dict[str, float]] | None:

@@ -11,6 +11,7 @@ from musicjax.errors import DataError
 from musicjax.metrics import (
     InstrumentScores,
     count_program_switches,
+    family_scores,
     instrument_scores,
     mean_scores,
     note_scores,
@@ -78,6 +79,8 @@ def test_empty_sides() -> None:
     nothing = Notes.empty()
     silence = instrument_scores(nothing, nothing).as_dict()
     assert silence.pop("program_switches") == 0.0
+    drums_of_silence = [silence.pop(f"drum_onset_{rate}") for rate in ("precision", "recall", "f1")]
+    assert np.isnan(drums_of_silence).all()
     assert set(silence.values()) == {1.0}
     for pair in ((BAND, nothing), (nothing, BAND)):
         assert set(instrument_scores(*pair).as_dict().values()) == {0.0}
@@ -137,6 +140,26 @@ def test_means_are_of_one_kind_of_scores() -> None:
     mean = mean_scores([best, worst])
     assert isinstance(mean, InstrumentScores)
     assert mean.onset_offset_program_f1 == mean.frame_recall == 0.5
+
+
+def test_drums_are_averaged_over_pieces_with_drums() -> None:
+    piano = BAND[~BAND.is_drum]
+    without = instrument_scores(piano, piano)
+    scores = [instrument_scores(BAND, BAND), instrument_scores(BAND, piano), without]
+    mean = mean_scores(scores)
+    assert mean.drum_onset_f1 == mean.drum_onset_recall == 0.5
+    assert mean.pitched_onset_offset_program_f1 == 1.0
+    assert np.isnan(mean_scores([without]).drum_onset_f1)
+    invented = instrument_scores(piano, BAND)  # drums where there are none do count
+    assert mean_scores([scores[0], invented]).drum_onset_f1 == 0.5
+
+
+def test_programs_of_one_family_are_one_instrument() -> None:
+    heard = changed(program=[0, 0, 40, 56, 0, 0])
+    found = family_scores(BAND, heard)
+    expected = instrument_scores(BAND, heard, granularity="midi_class")
+    assert found.onset_family_f1 == expected.onset_program_f1 == pytest.approx(5 / 6)
+    assert found.onset_offset_family_recall == expected.onset_offset_program_recall
 
 
 # MT3's evaluation ----------------------------------------------------------------------------

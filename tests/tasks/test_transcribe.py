@@ -196,6 +196,20 @@ def test_evaluation_scores_each_piece_and_the_mean(transcriber, samples, low):
         evaluate(transcriber, [])
 
 
+def test_evaluation_by_instrument_and_family_leaves_out_what_does_not_apply(
+    transcriber, samples, monkeypatch
+):
+    cello = Notes.from_arrays([0.5], [1.0], [60], [80], program=[42])
+    violin = Notes.from_arrays([0.5], [1.0], [60], [80], program=[40])
+    drummed = Notes.concat([violin, Notes.from_arrays([1.0], [1.1], [38], [80], is_drum=[True])])
+    monkeypatch.setattr(transcriber, "_decode", lambda *_: cello)
+    found = evaluate(transcriber, [example(samples, violin, "a"), example(samples, drummed, "b")])
+    assert found["each"]["a"]["onset_program_f1"] == 0.0
+    assert found["each"]["a"]["onset_family_f1"] == 1.0
+    assert "drum_onset_f1" not in found["each"]["a"]
+    assert found["mean"]["drum_onset_f1"] == found["each"]["b"]["drum_onset_f1"] == 0.0
+
+
 def test_evaluation_holds_what_was_heard_by_the_pedal_that_was_heard(
     transcriber, samples, monkeypatch
 ):
