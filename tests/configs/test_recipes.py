@@ -67,8 +67,16 @@ def test_docstring_states_command_hardware_time_and_score(name):
         assert word in words
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("variant", ["tiny", "small", "base"])
+VARIANTS = [
+    *((name, variant) for name in NAMES for variant in ("tiny", "small", "base")),
+    ("crepe", "ours"),
+    ("mt3", "mini"),
+    ("piano_ar", "small_fast"),
+    ("transkun", "finetune"),
+]
+
+
+@pytest.mark.parametrize(("name", "variant"), VARIANTS)
 def test_variants_are_whole(name, variant):
     config = recipe(name, variant)
     assert config.system == find_system(config.system).name and config.variant == variant
