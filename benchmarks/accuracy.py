@@ -3,15 +3,20 @@
     python benchmarks/accuracy.py                          # all models at hand, all sets
     python benchmarks/accuracy.py --models transkun.v2 --peers transkun --sets clips ensembles
     python benchmarks/accuracy.py --models runs/mine/best.safetensors --dry-run
+    python benchmarks/accuracy.py --models mt3.mini --sets ensembles "bands, font" --each --dry-run
 
-Five sets, each a mean over pieces of mir_eval's note scores (onset within 50 ms; a note lasts until
-the pedal lets go, in truth and estimate alike; instruments are not told apart, drums left out):
+Six sets, each a mean over pieces of mir_eval's note scores (onset within 50 ms; a note lasts until
+the pedal lets go, in truth and estimate alike; instruments are not told apart, drums left out).
+Where there are several instruments, a second line tells the scores by program and by family of
+programs, and drums over the pieces that have some. `--each` adds the lines of every piece.
 
     clips          piano clips with exact notes beside the project (a sampled Yamaha C5, dry)
     clips, rooms   the same in simulated rooms, with noise, colour and detuning
     ensembles      clips of a string quartet, a song with piano and a band with drums
     font           test split of the scores, played as written by a sound font never trained on
     font, rooms    the same in rooms
+    bands, font    the test split given to random bands with drums, played by that same sound font
+                   (the ensembles are played by FluidR3, which mt3.mini was trained on)
 
 Clips keep their 44.1 kHz, so that no model hears less than it can use; the sound font is played at
 16 kHz. Sets whose material is absent are left out, with a line that says so, and so are models that
@@ -27,6 +32,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from harness import RESULTS, environment
@@ -48,11 +54,14 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 FONT = Path("/usr/share/sounds/sf2/TimGM6mb.sf2")
 SCORES = ("giantmidi_piano", "pop909")
-SETS = ("clips", "clips, rooms", "ensembles", "font", "font, rooms")
+BAND_SCORES = ("openscore_quartets", "openscore_lieder", "pop909")
+GROOVES = "groove"
+SETS = ("clips", "clips, rooms", "ensembles", "font", "font, rooms", "bands, font")
 CLIP_RATE = 44_100
 ENSEMBLES = ("band_1", "lied_1", "quartet_1")
 
 Pieces = list[Example]
+Found = dict[str, Any]  # "mean" and "each" of `musicjax.tasks.transcribe.evaluate`
 
 
 def main() -> None:
@@ -65,10 +74,11 @@ def main() -> None:
     parser.add_argument("--font", type=Path, default=FONT, help="a sound font never trained on")
     parser.add_argument("--notes", type=Path, help="folder with notes of the package transkun")
     parser.add_argument("--minutes", type=float, default=15.0, help="of the held-out font")
+    parser.add_argument("--each", action="store_true", help="print every piece, too")
     parser.add_argument("--dry-run", action="store_true", help="print, but record nothing")
     arguments = parser.parse_args()
     models = at_hand("transcribe") if arguments.models is None else arguments.models
-    subjects: dict[tuple[str, str], Callable[[Pieces], dict[str, float]]] = {}
+    subjects: dict[tuple[str, str], Callable[[Pieces], Found]] = {}
     for model in models:
         subjects["musicjax", model] = _by_musicjax(model)
     for peer in arguments.peers:
@@ -80,30 +90,47 @@ def main() -> None:
             subjects[peer, peer] = _by_package(PEERS[peer]())
     for name, pieces in sets(arguments.sets, arguments.shared, arguments.font, arguments.minutes):
         for (subject, model), score in subjects.items():
-            means = score(pieces)
-            print(
-                f"{name:12s} {subject:11s} {model:26s} {len(pieces):3d} pieces · onset F1 "
-                f"{means['onset_f1']:.3f} (P {means['onset_precision']:.3f} R "
-                f"{means['onset_recall']:.3f}) · onset+offset {means['onset_offset_f1']:.3f} · "
-                f"frame {means['frame_f1']:.3f}",
-                flush=True,
-            )
+            found = score(pieces)
+            head = f"{name:12s} {subject:11s} {model:26s}"
+            for piece, scores in found["each"].items() if arguments.each else ():
+                _print(f"{head} {piece}", scores)
+            _print(f"{head} {len(pieces):3d} pieces", found["mean"])
             if not arguments.dry_run:
-                _record(name, subject, model, pieces, means)
+                _record(name, subject, model, pieces, found["mean"])
+
+
+def _print(head: str, scores: dict[str, float]) -> None:
+    told = (
+        f"onset F1 {scores['onset_f1']:.3f} (P {scores['onset_precision']:.3f} R "
+        f"{scores['onset_recall']:.3f}) · onset+offset {scores['onset_offset_f1']:.3f} · "
+        f"frame {scores['frame_f1']:.3f}"
+    )
+    print(f"{head} · {told}", flush=True)
+    if "onset_family_f1" in scores:
+        drums = scores.get("drum_onset_f1")
+        told = (
+            f"onset F1 and family {scores['onset_family_f1']:.3f}, and program "
+            f"{scores['onset_program_f1']:.3f} · onset+offset and family "
+            f"{scores['onset_offset_family_f1']:.3f}, and program "
+            f"{scores['onset_offset_program_f1']:.3f}"
+            + (f" · drums {drums:.3f}" if drums is not None else "")
+        )
+        print(f"{'by instrument':>40s} · {told}", flush=True)
 
 
 # Subjects -------------------------------------------------------------------------------------
 
 
-def _by_musicjax(model: str) -> Callable[[Pieces], dict[str, float]]:
+def _by_musicjax(model: str) -> Callable[[Pieces], Found]:
     transcriber = musicjax.load(model)
-    return lambda pieces: evaluate(transcriber, pieces)["mean"]
+    return lambda pieces: evaluate(transcriber, pieces)
 
 
-def _by_package(transcribe: Callable[[Example], Notes]) -> Callable[[Pieces], dict[str, float]]:
-    def score(pieces: Pieces) -> dict[str, float]:
-        found = ((p.notes.sustained(), transcribe(p).sustained()) for p in pieces)
-        return mean_scores(note_scores(*pair) for pair in found).as_dict()
+def _by_package(transcribe: Callable[[Example], Notes]) -> Callable[[Pieces], Found]:
+    def score(pieces: Pieces) -> Found:
+        found = [note_scores(p.notes.sustained(), transcribe(p).sustained()) for p in pieces]
+        each = {p.id: scores.as_dict() for p, scores in zip(pieces, found, strict=True)}
+        return {"mean": mean_scores(found).as_dict(), "each": each}
 
     return score
 
@@ -168,6 +195,8 @@ def sets(
         played = _played(shared, font, minutes)
         rooms = [_in_a_room(example, i, 0) for i, example in enumerate(played)]
         yield from _given({"font": played, "font, rooms": rooms}, wanted)
+    if "bands, font" in wanted:
+        yield from _given({"bands, font": _bands(shared, font, minutes)}, wanted)
 
 
 def _given(sets: dict[str, Pieces], wanted: Iterable[str]) -> Iterable[tuple[str, Pieces]]:
@@ -185,8 +214,29 @@ def _clips(shared: Path, names: Iterable[str]) -> Pieces:
 
 
 def _played(shared: Path, font: Path, minutes: float) -> Pieces:
-    archives = tuple(str(shared / "midi" / f"{name}.tar.gz") for name in SCORES)
-    if not (available() and font.is_file() and all(Path(a).is_file() for a in archives)):
+    return _rendered(shared, font, minutes, SCORES, programs=(0,))
+
+
+def _bands(shared: Path, font: Path, minutes: float) -> Pieces:
+    drums = _archives(shared, (GROOVES,))
+    return _rendered(shared, font, minutes, BAND_SCORES, ensemble=True, drums=drums)
+
+
+def _archives(shared: Path, names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(str(shared / "midi" / f"{name}.tar.gz") for name in names)
+
+
+def _rendered(
+    shared: Path,
+    font: Path,
+    minutes: float,
+    scores: tuple[str, ...],
+    drums: tuple[str, ...] = (),
+    **how: Any,
+) -> Pieces:
+    archives = _archives(shared, scores)
+    there = all(Path(archive).is_file() for archive in (*archives, *drums))
+    if not (available() and font.is_file() and there):
         print(f"FluidSynth, {font} or the scores below {shared} are missing: left out")
         return []
     with tempfile.TemporaryDirectory() as folder:
@@ -194,14 +244,15 @@ def _played(shared: Path, font: Path, minutes: float) -> Pieces:
             RenderConfig(
                 out=Path(folder),
                 midi=archives,
-                weights=(1.0, 1.0),
+                weights=(1.0,) * len(archives),
+                drums=drums,
                 split="test",
                 instruments=(str(font),),
-                programs=(0,),
                 hours=minutes / 60,
                 excerpt_s=30.0,
                 as_written=True,
                 reverb_chance=0.0,
+                **how,
             )
         )
         return list(examples([folder]))
