@@ -66,7 +66,16 @@ def _unseen(says: str, score: str, model: str, name: str) -> Wanted:
 
 
 _CLIP, _HOUR = "transcribe 30 s", "transcribe an hour"
-_FIVE_MINUTES = {"facts.recording": "five minutes", "facts.model": "onsets_frames.small"}
+_RECORDINGS = {"bach_prelude": "the example of 34 s", "five minutes": "five minutes"}
+_PIANO_PRESETS = (
+    "onsets_frames",
+    "onsets_frames_magenta",
+    "ar_piano",
+    "online_amt",
+    "kong",
+    "hft",
+    "mt3",
+)
 _TRAINING = {"facts.case": "training_step", "facts.complexity": 16}
 WANTED: tuple[Wanted, ...] = (
     _unseen("onset", "onset_f1", "onsets_frames.small", "`onsets_frames.small`"),
@@ -78,13 +87,21 @@ WANTED: tuple[Wanted, ...] = (
     _waited("30 s of piano, any later time", _CLIP, "warm", "steady.median", "{:.1f} s"),
     _waited("an hour of piano", _HOUR, "warm", "steady.median", "{:.0f} s"),
     _waited("an hour of piano, peak memory", _HOUR, "warm", "peak_rss_mb", "{:.0f} MB"),
-    *_compared(
-        "file in, notes out, × real time", "transcribe", _FIVE_MINUTES, "{:.0f}", "basic_pitch"
+    *(
+        wanted
+        for recording, says in _RECORDINGS.items()
+        for wanted in _compared(
+            f"file in, notes out, {says}, × real time",
+            "transcribe",
+            {"facts.recording": recording, "facts.model": "onsets_frames.small"},
+            "{:.0f}",
+            "basic_pitch",
+        )
     ),
     *_compared("training `small`, × real time", "onsets_frames", _TRAINING, "{:.0f}", "torch"),
     *(
         wanted
-        for preset in ("onsets_frames", "kong", "hft")
+        for preset in _PIANO_PRESETS
         for wanted in _compared(
             f"front-end `{preset}`, × real time",
             "frontend",
