@@ -2,6 +2,7 @@
 
 import io
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,16 @@ def shapes(figure: Figure) -> int:
         for collection in axes.collections
         if isinstance(collection, PolyCollection)
     )
+
+
+def test_an_hour_of_sound_is_not_copied() -> None:
+    samples = np.tile(tone(60), 3600)
+    tracemalloc.start()
+    levels = pitch_spectrogram(samples, 16000, frames_per_s=0.1)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert levels.shape == (360, 88 * 4)
+    assert peak < samples.nbytes / 3
 
 
 @pytest.mark.parametrize("pitch", [33, 48, 60.5, 69, 84, 100])

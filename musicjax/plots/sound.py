@@ -55,18 +55,32 @@ def pitch_spectrogram(
         fft_length = 2 ** math.ceil(math.log2(2 * width))
         window = np.hanning(width).astype(np.float32)
         window /= window.sum()
-        padded = np.pad(samples.astype(np.float32), (width // 2, width + sample_rate))
         starts = np.round(np.arange(num_frames) * sample_rate / frames_per_s).astype(np.int64)
         place = frequencies[used] * fft_length / sample_rate
         below = np.minimum(place.astype(np.int64), fft_length // 2 - 1)
         part = (place - below).astype(np.float32)
         for first in range(0, num_frames, 256):  # blocks, so that an hour fits in memory
-            index = starts[first : first + 256, None] + np.arange(width)
-            magnitude = np.abs(np.fft.rfft(padded[index] * window, fft_length, axis=1))
+            cuts = _cuts(samples, starts[first : first + 256] - width // 2, width)
+            magnitude = np.abs(np.fft.rfft(cuts * window, fft_length, axis=1))
             seen = magnitude[:, below] * (1 - part) + magnitude[:, below + 1] * part
             power[first : first + 256, used] += weight[used] * seen**2
     peak = float(power.max())
-    return 10 * np.log10(np.maximum(power / peak, 1e-12)) if peak > 0 else np.full_like(power, -120)
+    if not peak > 0:
+        return np.full_like(power, -120)
+    power /= peak
+    np.maximum(power, 1e-12, out=power)
+    np.log10(power, out=power)
+    power *= 10
+    return power
+
+
+def _cuts(samples: np.ndarray, starts: np.ndarray, width: int) -> np.ndarray:
+    """Pieces (n, width) of the samples, float32; zeros where there are none."""
+    index = starts[:, None] + np.arange(width)
+    missing = (index < 0) | (index >= len(samples))
+    if missing.all():
+        return np.zeros(index.shape, np.float32)
+    return np.where(missing, 0, samples[np.clip(index, 0, len(samples) - 1)]).astype(np.float32)
 
 
 def pitch_levels(
@@ -95,5 +109,5 @@ def pitch_levels(
     rate = 50.0 if audio.duration_s < 1200 else 20.0
     levels = pitch_spectrogram(samples, audio.sample_rate, frames_per_s=rate)
     # Music falls off towards the treble: lift it, so that upper harmonics can be seen.
-    levels = levels + np.linspace(0, 16, levels.shape[1], dtype=np.float32)
+    levels += np.linspace(0, 16, levels.shape[1], dtype=np.float32)
     return PitchLevels(levels, 21, 4, rate)
