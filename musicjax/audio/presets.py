@@ -10,8 +10,14 @@ Pitch           `crepe`, `crepe_torch`
 Tagging         `tagging_96`, `tagging_128`, `tagging_spectrum` (the PyTorch family), `musicnn`,
                 `choi`, `compact_cnn`, `musicfm`
 Text and music  `ttmr`, `lp_musiccaps`, `ttmr_pp`, `clap`, `clap_2023`
-Separation      `open_unmix`, `bs_roformer` (complex STFT, with exact inverse)
+Separation      `open_unmix`, `umxse`, `bs_roformer`, `scnet` (complex STFT, with exact inverse)
 Beats           `beat_this`
+
+Left out, as a `FrontendConfig` does not describe them: constant-Q and variable-Q transforms (Basic
+Pitch, see `musicjax.audio.cqt`; PESTO, and BTC's chords, whose CQT is made anew for every ten
+seconds); filterbanks that are learned (Harmonic CNN) or lie evenly in octaves, with differences of
+frames (madmom, BeatNet); networks on the waveform (SampleCNN, Demucs); and HT Demucs, which pads by
+a hop and a half and drops frames and the highest bin again, so that its inverse is not exact.
 """
 
 import difflib
@@ -276,6 +282,15 @@ _OPEN_UNMIX = FrontendConfig(
     log="none",
 )
 
+# Tong et al. 2024, SCNet: their torch.stft is given no window, which means a rectangular one. The
+# zeros at the end (an even number of frames) and the standardised tensor belong to the network.
+_SCNET = replace(_OPEN_UNMIX, window="rectangular", orthonormal=True)
+
+# Uhlich and Mitsufuji 2020, Open-Unmix for speech: mono.
+_UMXSE = replace(
+    _OPEN_UNMIX, sample_rate=16_000, window_length=1024, fft_length=1024, hop_length=512
+)
+
 # Foscarin et al. 2024: log(1 + 1000 x) of the normalised magnitude.
 _BEAT_THIS = FrontendConfig(
     sample_rate=22_050,
@@ -321,7 +336,9 @@ PRESETS = MappingProxyType(
         "clap": _CLAP,
         "clap_2023": replace(_CLAP, sample_rate=44_100, hop_length=320, f_max_hz=8000.0),
         "open_unmix": _OPEN_UNMIX,
+        "umxse": _UMXSE,
         "bs_roformer": replace(_OPEN_UNMIX, window_length=2048, fft_length=2048, hop_length=441),
+        "scnet": _SCNET,
         "beat_this": _BEAT_THIS,
     }
 )

@@ -193,6 +193,8 @@ FORMULAS: dict[str, Callable] = {
     "clap": clap,
     "clap_2023": functools.partial(clap, sr=44100, hop=320, high=8000),
     "open_unmix": lambda x: np.sqrt(power(centred(x, 4096, 1024))),
+    "umxse": lambda x: np.sqrt(power(centred(x, 1024, 512))),
+    "scnet": lambda x: np.abs(np.fft.rfft(centred(x, 4096, 1024))) / 64,
     "bs_roformer": lambda x: np.sqrt(power(centred(x, 2048, 441))),
     "beat_this": beat_this,
 }
@@ -251,7 +253,9 @@ def test_librosax_makes_the_same_features():
     np.testing.assert_allclose(ours("kong"), db(mels), atol=5e-3)
 
 
-@pytest.mark.parametrize(("name", "size", "hop"), [("open_unmix", 4096, 1024)])
+@pytest.mark.parametrize(
+    ("name", "size", "hop"), [("open_unmix", 4096, 1024), ("umxse", 1024, 512)]
+)
 def test_librosa_makes_the_same_complex_spectrum(name, size, hop):
     config = preset(name)
     got = np.asarray(jax.jit(lambda x: complex_spectrogram(x, config))(noise()))

@@ -66,6 +66,8 @@ def test_reflection_is_numpys(samples, width):
 
 INVERTIBLE = {
     "open_unmix": preset("open_unmix"),
+    "umxse": preset("umxse"),
+    "scnet": preset("scnet"),  # rectangular
     "bs_roformer": preset("bs_roformer"),  # the hop does not divide the window
     "half overlap": FrontendConfig(
         window_length=64, fft_length=128, hop_length=32, padding="zeros", orthonormal=True
