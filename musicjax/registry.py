@@ -85,6 +85,8 @@ class System:
     loss        `(model, batch, *, key, train) -> (scalar, dict of scalars)`
     targets     `(notes, start_s, num_samples, config) -> dict of numpy arrays`, host side, no jax
     decode      `(activations, config, **options) -> symbols`, host side
+    decoder     `(config, **options) -> musicjax.notes.LongDecoder` of recordings whose activations
+                are too many to be kept, or None where these options need them all; "" if none does
     """
 
     name: str
@@ -96,6 +98,7 @@ class System:
     targets: str
     decode: str
     cards: Mapping[str, Card]
+    decoder: str = ""
 
     def resolve(self, part: str) -> Any:
         """Import and return one part, e.g. `system.resolve("model")`."""

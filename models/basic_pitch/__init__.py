@@ -34,5 +34,6 @@ SYSTEM = System(
     loss=f"{_PACKAGE}.model:loss",
     targets=f"{_PACKAGE}.labels:targets",
     decode=f"{_PACKAGE}.note_creation:decode",
+    decoder=f"{_PACKAGE}.note_creation:NoteCreation",
     cards=_CARDS,
 )

@@ -156,6 +156,11 @@ class NoteCreation:
         self._onsets: list[_Onsets] = []
         self._top_onset = self._top_rise = np.float32(0)
 
+    @property
+    def confidence(self) -> float | None:
+        """Not known: of the onsets only those are kept that are peaks."""
+        return None
+
     def add(self, activations: Mapping[str, np.ndarray]) -> None:
         """Take the next frames, any number."""
         names = ("note", "onset", "contour") if self.bends else ("note", "onset")
@@ -204,8 +209,9 @@ class NoteCreation:
         if self.bends:
             bend = contour_bins(rolls["contour"][low:high], frame, pitch, self.config)
         cell = (frame * note.shape[1] + pitch).astype(np.int32)
-        kept = note[low:high][frame, pitch], bend, up[low:high].any(axis=1)
-        self._kept.append(_Kept(self._looked, cell, *kept))
+        sounds = np.logical_or.reduce(up[low:high], axis=1)
+        kept = _Kept(self._looked, cell, note[low:high][frame, pitch], bend, sounds)
+        self._kept.append(kept)
         self._looked = self._first + high
         rest = max(high - _HALO, 0)
         self._waiting = [{name: roll[rest:].copy() for name, roll in rolls.items()}]
@@ -259,8 +265,8 @@ class NoteCreation:
         No note reaches from before such a frame to behind it, nor looks so far.
         """
         count = self._looked
-        up = [kept.first + np.flatnonzero(kept.up) for kept in self._kept]
-        up = np.concatenate([np.zeros(0, np.int64), *up])
+        each = [kept.first + np.flatnonzero(kept.up) for kept in self._kept]
+        up = np.concatenate([np.zeros(0, np.int64), *each])
         long = np.flatnonzero(np.diff(up) > 2 * (PATIENCE + 2))
         middle = (up[long] + up[long + 1] + 1) // 2
         edges = [0]

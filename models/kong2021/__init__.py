@@ -35,5 +35,6 @@ SYSTEM = System(
     loss=f"{_PACKAGE}.model:loss",
     targets=f"{_PACKAGE}.labels:targets",
     decode=f"{_PACKAGE}.regression:decode",
+    decoder=f"{_PACKAGE}.regression:LongRecording",
     cards=_CARDS,
 )

@@ -5,12 +5,15 @@ from what comes first after it, so that all notes of all pitches are found toget
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
 from musicjax.models.kong2021.model import Kong2021Config
-from musicjax.notes import Notes, Pedal
+from musicjax.notes import Notes, Pedal, PieceDecoder
 
 ONSET_NEIGHBOURS = 2  # frames to both sides over which a peak must fall
 OFFSET_NEIGHBOURS = 4
@@ -65,13 +68,7 @@ def decode(
     offset = np.maximum(offset / config.frames_per_s, onset)
     order = np.lexsort((pitch, onset))
     velocity = np.clip((strength * config.velocity_scale).astype(np.int64), 1, 127)
-    events = None
-    if pedal and "pedal_frame" in activations:
-        down, up = _pedal(activations, pedal_offset_threshold, config)
-        events = Pedal.from_arrays(
-            np.concatenate([down, up]) / config.frames_per_s,
-            np.concatenate([np.full(len(down), 127), np.zeros(len(up), np.int64)]),
-        )
+    events = _pedal(activations, pedal_offset_threshold, config) if pedal else None
     return Notes.from_arrays(
         onset_s=onset[order],
         offset_s=offset[order],
@@ -79,6 +76,49 @@ def decode(
         velocity=velocity[order],
         pedal=events,
     )
+
+
+class LongRecording(PieceDecoder):
+    """`decode` of a long recording while it is heard.
+
+    The curves of the pedal, two numbers a frame, are kept: how it moves depends on all before.
+    """
+
+    def __init__(
+        self,
+        config: Kong2021Config,
+        *,
+        pedal: bool = True,
+        pedal_offset_threshold: float | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            partial(decode, config=config, pedal=False, **options),
+            config.frames_per_s,
+            before=2 * OFFSET_NEIGHBOURS,
+            after=2 * OFFSET_NEIGHBOURS,
+            reach=round(LONGEST_S * config.frames_per_s) + 2 * OFFSET_NEIGHBOURS,
+        )
+        self.config = config
+        self.pedal_offset_threshold = pedal_offset_threshold
+        self._pedal = ("pedal_frame", "pedal_offset") if pedal else ()
+        self._curves: dict[str, list[np.ndarray]] = {}
+
+    def add(self, activations: Mapping[str, np.ndarray]) -> None:
+        """Take the next frames, any number."""
+        rolls = dict(activations)
+        for name in self._pedal:
+            if name in rolls:
+                self._curves.setdefault(name, []).append(rolls.pop(name))
+        super().add(rolls)
+
+    def done(self) -> Notes:
+        """The notes and the pedal of all frames."""
+        curves = {name: np.concatenate(parts) for name, parts in self._curves.items()}
+        threshold = self.pedal_offset_threshold
+        if threshold is None:
+            threshold = self.config.pedal_offset_threshold
+        return replace(super().done(), pedal=_pedal(curves, threshold, self.config))
 
 
 def peaks(curve: np.ndarray, threshold: float, neighbours: int) -> tuple[np.ndarray, np.ndarray]:
@@ -143,6 +183,19 @@ def _notes(
 
 
 def _pedal(
+    activations: Mapping[str, np.ndarray], offset_threshold: float, config: Kong2021Config
+) -> Pedal | None:
+    """The pedal's movements, if it was heard at all."""
+    if "pedal_frame" not in activations:
+        return None
+    down, up = _presses(activations, offset_threshold, config)
+    return Pedal.from_arrays(
+        np.concatenate([down, up]) / config.frames_per_s,
+        np.concatenate([np.full(len(down), 127), np.zeros(len(up), np.int64)]),
+    )
+
+
+def _presses(
     activations: Mapping[str, np.ndarray], offset_threshold: float, config: Kong2021Config
 ) -> tuple[np.ndarray, np.ndarray]:
     """When the pedal goes down and up, in frames; one that is down at the end is left out."""

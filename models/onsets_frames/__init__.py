@@ -60,5 +60,6 @@ SYSTEM = System(
     loss=f"{_MODULE}:loss",
     targets="musicjax.models.onsets_frames.labels:targets",
     decode="musicjax.models.onsets_frames.decoding:decode",
+    decoder="musicjax.models.onsets_frames.decoding:decoder",
     cards=_CARDS,
 )

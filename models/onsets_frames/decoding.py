@@ -1,15 +1,16 @@
 """From what the network heard to notes: by thresholds, or by the likeliest path of each pitch."""
 
 from collections.abc import Mapping
+from functools import partial
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from musicjax.errors import ConfigError
 from musicjax.models.onsets_frames.model import OnsetsFramesConfig
-from musicjax.notes import Notes, check_values
+from musicjax.notes import Notes, PieceDecoder, check_values
 
 _CELLS_AT_ONCE = 1 << 21  # frames times pitches decoded together: about 80 MB of work space
 
@@ -89,6 +90,21 @@ def decode(
         offset_s=stop[keep] * hop_s,
         pitch=pitch[keep] + config.min_pitch,
         velocity=midi[keep].astype(np.uint8),
+    )
+
+
+def decoder(
+    config: OnsetsFramesConfig, *, min_duration_s: float = 0.0, **options: Any
+) -> PieceDecoder | None:
+    """Decodes a long recording while it is heard, as `decode` does with these options.
+
+    None with `viterbi_alpha`: that path weighs all frames against each other.
+    """
+    if options.get("viterbi_alpha") is not None:
+        return None
+    frames_per_s = config.frontend.sample_rate / config.frontend.hop_length
+    return PieceDecoder(
+        partial(decode, config=config, **options), frames_per_s, min_duration_s=min_duration_s
     )
 
 

@@ -60,5 +60,6 @@ SYSTEM = System(
     loss=f"{_MODULE}.model:loss",
     targets=f"{_MODULE}.labels:targets",
     decode=f"{_MODULE}.decoding:decode",
+    decoder=f"{_MODULE}.decoding:decoder",
     cards=_CARDS,
 )

@@ -1,6 +1,7 @@
 """From the states of keys to notes: of a whole recording, or frame after frame as they come."""
 
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 
@@ -8,7 +9,7 @@ from musicjax.audio.framing import StreamSpec
 from musicjax.errors import ConfigError
 from musicjax.models.piano_ar.config import PianoARConfig
 from musicjax.models.piano_ar.states import begins, weights
-from musicjax.notes import Event, NoteOff, NoteOn, Notes
+from musicjax.notes import Event, NoteOff, NoteOn, Notes, PieceDecoder
 
 _NO_VELOCITY = 64  # of forms that do not tell it
 
@@ -49,6 +50,12 @@ def decode(
         pitch=pitch[keep] + config.min_pitch,
         velocity=midi[keep],
     )
+
+
+def decoder(config: PianoARConfig, *, min_duration_s: float = 0.0) -> PieceDecoder:
+    """Decodes a long recording while it is heard, as `decode` does."""
+    frames_per_s = config.frontend.sample_rate / config.frontend.hop_length
+    return PieceDecoder(partial(decode, config=config), frames_per_s, min_duration_s=min_duration_s)
 
 
 def midi_velocity(strength: np.ndarray) -> np.ndarray:

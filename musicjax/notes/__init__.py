@@ -8,6 +8,7 @@ from musicjax.notes.events import Event, NoteOff, NoteOn, PitchFrame, events_to_
 from musicjax.notes.grammar import Grammar
 from musicjax.notes.midi import midi_bytes, parse_midi, read_midi, write_midi
 from musicjax.notes.notes import SOFT, SOSTENUTO, SUSTAIN, Note, Notes, Pedal, pitch_name
+from musicjax.notes.pieces import LongDecoder, PieceDecoder, onset_sureness
 from musicjax.notes.programs import Granularity, coarser_programs, program_name
 from musicjax.notes.roll import PianoRoll, from_piano_roll, piano_roll
 from musicjax.notes.sequence import from_note_sequence, to_note_sequence
@@ -36,12 +37,14 @@ __all__ = [
     "Event",
     "Grammar",
     "Granularity",
+    "LongDecoder",
     "Note",
     "NoteOff",
     "NoteOn",
     "Notes",
     "Pedal",
     "PianoRoll",
+    "PieceDecoder",
     "PitchFrame",
     "Quirks",
     "SegmentTokens",
@@ -58,6 +61,7 @@ __all__ = [
     "from_note_sequence",
     "from_piano_roll",
     "midi_bytes",
+    "onset_sureness",
     "parse_midi",
     "piano_roll",
     "pitch_name",

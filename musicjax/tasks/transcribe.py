@@ -1,6 +1,7 @@
 """Transcription: from a recording to the notes that were played."""
 
 import base64
+import collections
 import functools
 import html
 import io
@@ -33,18 +34,26 @@ from musicjax.infer import (
     hear,
     layout,
     part_of,
+    stitch,
 )
-from musicjax.notes import Decoded, DecodingReport, Notes, pitch_name
+from musicjax.notes import (
+    Decoded,
+    DecodingReport,
+    LongDecoder,
+    Notes,
+    onset_sureness,
+    pitch_name,
+)
 from musicjax.notes.agreement import AgreementConfig
 from musicjax.tasks.files import FORMATS
 from musicjax.tasks.options import check_options
-from musicjax.types import LOWEST_PITCH, NUM_PITCHES
 
 if TYPE_CHECKING:
     from musicjax.data.records import Example
 
 Source = Recording | np.ndarray | tuple[np.ndarray, int]
 
+KEPT_S = 2 * 3600.0  # seconds of which activations are kept; of longer recordings only the notes
 # A window of 18 s keeps 14 s after 2 s of context at both ends.
 WINDOW_S = 18.0
 CPU_BATCH = 1  # what one window takes stays in the caches, and no row is empty
@@ -62,7 +71,9 @@ class Transcription:
 
     notes        onsets and offsets in seconds from the start of the recording
     activations  name -> (T, P) in [0, 1], one frame each 1 / frames_per_s seconds; float16, or
-                 float32 where decoding asks for it; of a model that writes tokens, these
+                 float32 where decoding asks for it; of a model that writes tokens, these. Of a
+                 recording of more than two hours, whose notes are made while it is heard, none are
+                 kept: who asks for them gets DataError, and `Transcriber.activations` has them
     duration_s   of the recording
     model        name of the model that listened
     audio        the recording as it was handed in, for `plot`; None when it was a file object
@@ -88,18 +99,16 @@ class Transcription:
 
         Of a model that decides on events, how sure it was of what it tells of each: its activations
         hold `number`, no less than 0 for notes, and `sureness`. What is usual differs from model to
-        model. None where there are no notes, or where the model tells no probability.
+        model. None where there are no notes, or where the model tells no probability; of more than
+        two hours, Basic Pitch tells none.
         """
+        if isinstance(self.activations, _LetGo):
+            return self.activations.confidence
         if "sureness" in self.activations:
             sure = self.activations["sureness"][self.activations["number"] >= 0]
             return float(sure.mean(dtype=np.float64)) if len(sure) else None
-        onset = self.activations.get("onset")
-        if onset is None or onset.ndim != 2 or onset.shape[1] != NUM_PITCHES or not len(self.notes):
-            return None
-        frame = np.rint(self.notes.onset_s * self.frames_per_s).astype(int)
-        key = np.clip(self.notes.pitch.astype(int) - LOWEST_PITCH, 0, NUM_PITCHES - 1)
-        near = [onset[np.clip(frame + d, 0, len(onset) - 1), key] for d in (-1, 0, 1)]
-        return float(np.max(near, axis=0).mean(dtype=np.float64))
+        each = onset_sureness(self.activations, self.notes, self.frames_per_s)
+        return float(each.mean()) if each is not None and len(each) else None
 
     def to_midi(self, path: str | os.PathLike[str]) -> Path:
         """Write a standard MIDI file; its path."""
@@ -265,7 +274,10 @@ class Transcriber:
         return result
 
     def activations(self, source: Source, sample_rate: int | None = None) -> dict[str, np.ndarray]:
-        """What the network says of every frame, before decoding: name -> (T, P) float16."""
+        """What the network says of every frame, before decoding: name -> (T, P) float16.
+
+        However long the recording is: an hour of Basic Pitch takes 380 MB, of Onsets & Frames 60.
+        """
         (heard,) = hear(self.runner, [as_recording(source, sample_rate)], self.sample_rate)
         if heard.error is not None:
             raise heard.error
@@ -291,7 +303,15 @@ class Transcriber:
                 given[index] = source
                 yield source
 
-        for heard in hear(self.runner, noted(), self.sample_rate, progress):
+        def decoder() -> LongDecoder | None:
+            if not self.system.decoder:
+                return None
+            return self.system.resolve("decoder")(self.config, **options)
+
+        def collect() -> _Collected:
+            return _Collected(decoder, round(KEPT_S * self.frames_per_s))
+
+        for heard in hear(self.runner, noted(), self.sample_rate, progress, collect):
             source = given.pop(heard.index)
             yield attempt(functools.partial(self._result, heard, source, options))
 
@@ -300,7 +320,10 @@ class Transcriber:
     ) -> Transcription | Exception:
         if heard.error is not None:
             return heard.error
-        found = self._decode(heard.activations, self.config, **options)
+        if isinstance(heard.activations, _LetGo):
+            found = heard.activations.notes
+        else:
+            found = self._decode(heard.activations, self.config, **options)
         result = Transcription(
             notes=found.notes if isinstance(found, Decoded) else found,
             report=found.report if isinstance(found, Decoded) else None,
@@ -327,6 +350,53 @@ class Transcriber:
 
     def __repr__(self) -> str:
         return f"Transcriber({self.name}, {self.sample_rate} Hz)"
+
+
+class _LetGo(dict[str, np.ndarray]):
+    """In the place of activations that were too many to be kept: the notes made of them.
+
+    An empty dict, but one that tells who asks for something why it is.
+    """
+
+    def __init__(self, notes: Notes, confidence: float | None) -> None:
+        super().__init__()
+        self.notes, self.confidence = notes, confidence
+
+    def _asked(self, *_: Any) -> Any:
+        raise DataError(
+            f"of a recording of more than {KEPT_S / 3600:g} hours only the notes are kept; "
+            "Transcriber.activations gives its activations, or transcribe it in parts."
+        )
+
+    __getitem__ = __contains__ = get = keys = values = items = _asked
+
+
+class _Collected:
+    """Keeps the activations of a recording, or decodes them as they come when they are too many."""
+
+    def __init__(self, make: Callable[[], LongDecoder | None], most_frames: int) -> None:
+        self.make, self.most_frames = make, most_frames
+        self.decoder: LongDecoder | None = None
+        self.kept: collections.deque[dict[str, np.ndarray]] = collections.deque()
+        self.frames = 0
+
+    def add(self, activations: dict[str, np.ndarray]) -> None:
+        """Take the next frames."""
+        if self.decoder is not None:
+            self.decoder.add(activations)
+            return
+        self.kept.append(activations)
+        before, self.frames = self.frames, self.frames + len(next(iter(activations.values())))
+        if before <= self.most_frames < self.frames:
+            self.decoder = self.make()
+            while self.decoder is not None and self.kept:
+                self.decoder.add(self.kept.popleft())
+
+    def done(self) -> dict[str, np.ndarray]:
+        """All frames end to end, or the notes that were made of them."""
+        if self.decoder is not None:
+            return _LetGo(self.decoder.done(), self.decoder.confidence)
+        return stitch([*self.kept])
 
 
 _NOT_TOGETHER = (
