@@ -11,7 +11,6 @@ import soundfile
 import musicjax
 from musicjax.cli import main
 from musicjax.errors import AudioError
-from musicjax.infer.recordings import Everything
 from musicjax.notes import Notes, midi_bytes
 from musicjax.tasks import transcribe as task
 
@@ -232,7 +231,7 @@ def test_whatever_goes_wrong_with_one_file_the_others_are_done(
     where, name = {
         "decoding": (transcriber, "_decode"),
         "drawing": (task.Transcription, "write"),
-        "collecting": (Everything, "done"),
+        "collecting": (task._Collected, "done"),
     }[stage]
     monkeypatch.setattr(where, name, fails_once(getattr(where, name)))
     code, said = run(*(f"{name}.wav" for name in names), "-o", "out")
