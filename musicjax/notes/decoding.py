@@ -54,6 +54,14 @@ class DecodingReport:
         """All invalid events together, as the original counts them."""
         return sum(asdict(self).values()) - self.dropped - self.cut
 
+    @property
+    def unbegun(self) -> int:
+        """Ties and ends of notes that never began.
+
+        Each makes sense; the segment in which its note began did not hear that.
+        """
+        return self.untied + self.unstarted
+
 
 @dataclass(frozen=True, eq=False)
 class Decoded:

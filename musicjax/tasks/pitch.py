@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,16 @@ from musicjax.audio import Audio
 from musicjax.errors import ConfigError, OutputError
 from musicjax.files import atomic_write
 from musicjax.hub import LoadedModel
-from musicjax.infer import Heard, Recording, Runner, as_recording, hear, layout, part_of
+from musicjax.infer import (
+    DRAWN_S,
+    Heard,
+    Recording,
+    Runner,
+    as_recording,
+    hear,
+    layout,
+    part_of,
+)
 from musicjax.notes import Notes
 from musicjax.notes.contour import Contour
 from musicjax.tasks.files import FORMATS
@@ -30,7 +40,6 @@ GPU_BATCH = 16
 # Decoding goes on in pieces of so many seconds, which hear so much of their neighbours: by then the
 # likeliest path no longer depends on what came before or comes after.
 PIECE_S, MARGIN_S = 120.0, 4.0
-DRAWN_S = 3600.0  # of sound under a contour; beyond it the contour stands alone
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,7 +205,8 @@ class PitchTracker:
         self.name, self.card, self.system = loaded.name, loaded.card, loaded.system
         frontend, model = loaded.config.frontend, loaded.model
         rate = frontend.sample_rate
-        hop = frontend.hop_length if hop_ms is None else round(hop_ms * rate / 1000)
+        samples = frontend.hop_length if hop_ms is None else hop_ms * rate / 1000
+        hop = round(samples) if math.isfinite(samples) else 0
         if not 1 <= hop <= rate:
             raise ConfigError(
                 f"hop_ms is {hop_ms}; frames can follow each other in {1000 / rate:g} to 1000 ms."

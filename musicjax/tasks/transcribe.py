@@ -413,8 +413,9 @@ def _nonsense(result: Transcription) -> str | None:
     tokens = result.activations["tokens"]
     written = max(int(np.count_nonzero(tokens)), 1)
     told = []
-    if report.invalid > DOUBTED_TOKENS * written:
-        told.append(f"{report.invalid} of {written} tokens made no sense and were passed over")
+    nonsense = report.invalid - report.unbegun
+    if nonsense > DOUBTED_TOKENS * written:
+        told.append(f"{nonsense} of {written} tokens made no sense and were passed over")
     if report.cut:
         told.append(f"{report.cut} of {len(tokens)} segments were cut because they had no end")
     return f"{' and '.join(told)}: some notes may be missing." if told else None

@@ -18,6 +18,7 @@ from musicjax.models.crepe.convert import convert, from_keras, from_state_dict, 
 from musicjax.models.crepe.decode import decode, likeliest_path
 from musicjax.models.crepe.model import (
     BINS,
+    Crepe,
     CrepeConfig,
     bin_cents,
     cents_to_hz,
@@ -250,6 +251,30 @@ def test_the_loss_is_the_mean_entropy_of_voiced_frames(twin):
     unknown = np.array([[0, 5700, -1, -1]], np.float32)
     total, _ = loss(model, {"audio": audio, "f0_cents": unknown}, key=None, train=False)
     assert float(total) == pytest.approx(entropy[:2].mean(), rel=1e-4)
+
+
+def test_frozen_blocks_do_not_learn():
+    model = Crepe(replace(NARROW, frozen=4, form="direct"), rngs=nnx.Rngs(0))
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    rng = np.random.default_rng(0)
+    batch = {
+        "audio": jnp.asarray(rng.normal(0, 0.1, (1, 1600)), jnp.float32),
+        "f0_cents": jnp.full((1, 11), 5000.0),
+    }
+
+    @jax.jit
+    def run(params):
+        def value(params):
+            model = nnx.merge(graph, params, rest, copy=True)
+            return loss(model, batch, key=jax.random.key(0))[0], nnx.state(model, nnx.BatchStat)
+
+        return jax.grad(value, has_aux=True)(params)
+
+    gradients, statistics = run(params)
+    for number in range(6):
+        gradient = gradients["blocks"][number]
+        assert any(np.any(g) for g in jax.tree.leaves(gradient)) == (number >= 4)
+        assert bool(np.any(statistics["blocks"][number]["norm"]["mean"][...])) == (number >= 4)
 
 
 def test_sizes_and_cards():

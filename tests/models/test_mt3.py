@@ -461,6 +461,14 @@ def test_segments_may_agree_and_what_made_no_sense_is_told(tiny):
     assert understood.report.invalid == understood.report.cut == 0 and understood.doubt is None
 
 
+def test_ends_of_notes_that_never_began_are_counted_but_no_nonsense():
+    """The bass goes on from the first segment, which is not there, and ends in the last."""
+    rows = list(Codec(TINY.codec).encode(band(), 3 * 64))
+    heard = recited(rows).transcribe(pages([1, 2]))
+    assert heard.report.unbegun == heard.report.invalid >= 2
+    assert heard.doubt is None
+
+
 def test_a_folder_of_files_of_any_length_compiles_nothing_more(tiny, tmp_path):
     """Counted at the compiler itself, from reading a file to writing its notes."""
     compiled = []
