@@ -135,7 +135,8 @@ def heard(
         others = convolve(others, response) if breaths is not None else others
     if rng.random() < 0.85:
         source = voice if voice.any() else others
-        loud = float(np.sqrt(np.mean(source[np.abs(source) > 0.02] ** 2))) if source.any() else 0.1
+        loud_parts = source[np.abs(source) > 0.02]
+        loud = float(np.sqrt(np.mean(loud_parts**2))) if loud_parts.size else 0.1
         below_db = rng.uniform(-3, 60) if rng.random() < 0.8 else rng.uniform(-3, 20)
         others = others + noise(rng, count, sample_rate) * (loud * 10 ** (-below_db / 20))
     return (wet + others).astype(np.float32), _truth(voice, wet, others, sung, sample_rate)

@@ -93,6 +93,13 @@ def test_a_voice_far_under_the_noise_counts_neither_way():
     assert buried.confidence.mean() < 0.05 and clear.confidence.mean() > 0.95
 
 
+def test_what_is_hardly_there_gives_finite_sound():
+    faint = np.full(RATE, 1e-3, np.float32)
+    for seed in range(8):
+        samples, _ = heard(np.random.default_rng(seed), faint, None, held(60, 1.0), RATE)
+        assert np.isfinite(samples).all()
+
+
 def test_sounds_without_pitch_are_as_loud_as_they_should_be():
     hiss = noise(np.random.default_rng(0), RATE, RATE)
     assert hiss.dtype == np.float32 and 0.9 < np.sqrt(np.mean(hiss**2)) < 1.6
