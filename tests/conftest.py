@@ -4,6 +4,7 @@ Set before jax is first imported, so that subprocesses started by a test inherit
 
 - the CPU, unless `MUSICJAX_TEST_PLATFORM` names another (`cuda`);
 - matmul precision `highest`, which parity tolerances assume;
+- code that is fast to compile rather than to run, unless XLA_FLAGS says otherwise;
 - a persistent compile cache under `.pytest_cache`, so that a second run compiles nothing.
 
 Every function of musicjax whose signature is annotated is checked at run time (jaxtyping and
@@ -29,6 +30,9 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ["JAX_PLATFORMS"] = os.environ.get("MUSICJAX_TEST_PLATFORM", "cpu")
 os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 os.environ.setdefault("MPLBACKEND", "Agg")
+if os.environ["JAX_PLATFORMS"] == "cpu":
+    # The lowest level of code generation: most of what is compiled here runs once.
+    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 # What a hint lets through beyond its letter. An int is welcome where a float is asked for, and a
 # numpy scalar where a Python number is: what comes out of an array may go into a function. A binary
