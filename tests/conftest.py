@@ -87,12 +87,25 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return min(cores, 4) if cores > 1 else 0
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests go to one process, as they share fixtures; a file may say otherwise."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.relative_to(ROOT).as_posix()))
+# Sweeps over systems: the tests of one system go to one process, those of another to any.
+_SWEEPS = ("tests/test_zoo.py", "tests/configs/test_recipes.py")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: typing.Any) -> typing.Any:
+    """A file's tests go to one process, as they share fixtures; a sweep's by what is swept.
+
+    The marks that pytest-xdist has for it are lost with pytest 9.2: it writes them into names of
+    tests that pytest no longer reads.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file, _, test = nodeid.partition("::")
+            return file + test[test.find("[") :] if file in _SWEEPS and "[" in test else file
+
+    return ByFile(config, log)
 
 
 def pytest_configure(config: pytest.Config) -> None:

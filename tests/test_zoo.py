@@ -23,8 +23,7 @@ from musicjax import registry
 from musicjax.audio import Audio
 from musicjax.types import Policy
 
-# The systems can be tested by several processes at once.
-SYSTEMS = [pytest.param(s, marks=pytest.mark.xdist_group(s)) for s in sorted(registry.systems())]
+SYSTEMS = sorted(registry.systems())
 
 
 def symbols(task):

@@ -16,8 +16,6 @@ from musicjax.train import load_run_config, parse_overrides, train
 from musicjax.train.interrupt import Signals
 
 NAMES = sorted(module.name for module in pkgutil.iter_modules(musicjax.configs.__path__))
-# Those that train can do so in several processes at once.
-TRAINED = [pytest.param(name, marks=pytest.mark.xdist_group(f"train {name}")) for name in NAMES]
 
 
 def recipe(name, variant="tiny", **changes):
@@ -34,7 +32,7 @@ def test_there_are_recipes():
     assert "onsets_frames" in NAMES
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", NAMES)
 def test_tiny_trains_a_step(name, tmp_path):
     config = recipe(name, steps=1, eval_every=0, output=str(tmp_path), tensorboard=False)
     with jax.default_prng_impl("unsafe_rbg"):  # compiled in a fraction of the usual time
@@ -45,7 +43,7 @@ def test_tiny_trains_a_step(name, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", NAMES)
 def test_tiny_interrupted_continues_bit_for_bit(name, tmp_path, monkeypatch):
     settings = {"steps": 6, "eval_every": 0, "log_every": 1, "tensorboard": False}
     train(recipe(name, output=str(tmp_path / "whole"), **settings), show=False)
