@@ -264,13 +264,21 @@ def test_sure_ears_write_the_notes_alone():
     codec = dataclasses.replace(TINY.codec, granularity="midi_class")
     config = dataclasses.replace(TINY, codec=codec)
     evidence, vocabulary = Evidence(codec, 1), Codec(codec).vocabulary
+    graph, state = nnx.split(evidence)
+
+    @jax.jit
+    def written(rolls, read):
+        evidence = nnx.merge(graph, state)
+        heard = evidence.heard(jnp.where(rolls, 9.0, -9.0)[None])
+        return evidence(heard, evidence.after_all(read[None]))[0]
+
     for start_s in (0.0, 0.45, 0.9):
         labels = targets(band().shift(0.0037), start_s, 8192, config)  # on no border of frames
-        heard = evidence.heard(jnp.where(jnp.asarray(labels["rolls"])[None], 9.0, -9.0))
-        tokens = labels["tokens"][: np.flatnonzero(labels["tokens"])[-1] + 1]
+        tokens = labels["tokens"]
         read = np.concatenate([[0], tokens[:-1]])
-        said = np.asarray(evidence(heard, evidence.after_all(jnp.asarray(read)[None]))[0])
-        for token, logits in zip(tokens, said, strict=True):
+        said = np.asarray(written(jnp.asarray(labels["rolls"]), jnp.asarray(read)))
+        count = np.flatnonzero(tokens)[-1] + 1
+        for token, logits in zip(tokens[:count], said[:count], strict=True):
             best = int(np.argmax(logits))
             names = vocabulary.names(np.array([token, best]))
             if vocabulary.classes[token] == TokenClass.SHIFT:
