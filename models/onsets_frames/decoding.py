@@ -13,6 +13,9 @@ from musicjax.models.onsets_frames.model import OnsetsFramesConfig
 from musicjax.notes import Notes, PieceDecoder, check_values
 
 _CELLS_AT_ONCE = 1 << 21  # frames times pitches decoded together: about 80 MB of work space
+# What a frame probability is compared with when it falls: the highest of its note, forgotten by
+# half in this time. A string dies away over seconds, a damper stops it in less.
+_HALF_LIFE_S = 0.54
 
 
 def decode(
@@ -22,6 +25,7 @@ def decode(
     onset_threshold: float | None = None,
     frame_threshold: float | None = None,
     offset_threshold: float | None = None,
+    frame_fall: float | None = None,
     split_reonsets: bool | None = None,
     velocity_at: Literal["mean", "onset"] = "mean",
     min_duration_s: float = 0.0,
@@ -32,7 +36,9 @@ def decode(
     A note starts where the onset roll rises above its threshold and lasts while onset or frame
     is on. A second onset inside it starts a second note that ends with it (the PyTorch port), or
     with `split_reonsets` also ends the first (Magenta). With `offset_threshold`, a note also ends
-    where the offset roll rises, which no published form does by default. Velocity is the mean
+    where the offset roll rises, which no published form does by default; with `frame_fall` where
+    frame is below that part of the highest it had in this note, which fades by half in 0.54 s
+    (0: never; ours, for what dampers do to long notes). Velocity is the mean
     over the onset frames of the note (port) or the value where it starts (Magenta). Notes shorter
     than `min_duration_s` are left out. Thresholds and splitting are the config's where None: they
     belong to the weights. No loop over frames; pitches are taken together, or in groups when the
@@ -50,6 +56,7 @@ def decode(
             "onset_threshold": onset_threshold,
             "frame_threshold": frame_threshold,
             "offset_threshold": offset_threshold,
+            "frame_fall": frame_fall,
             "min_duration_s": min_duration_s,
         }
     )
@@ -59,6 +66,9 @@ def decode(
         frame_threshold = config.frame_threshold
     if split_reonsets is None:
         split_reonsets = config.split_reonsets
+    if frame_fall is None:
+        frame_fall = config.frame_fall
+    hop_s = config.frontend.hop_length / config.frontend.sample_rate
     path = None
     if viterbi_alpha is not None:
         onset, frame = np.asarray(activations["onset"]), np.asarray(activations["frame"])
@@ -78,11 +88,13 @@ def decode(
         if offset_threshold is not None and "offset" in some:
             offset = some["offset"] > offset_threshold
         start, stop, pitch = _spans(onset, frame, offset, split_reonsets)
+        if frame_fall and path is None:
+            fade = 0.5 ** (hop_s / _HALF_LIFE_S)
+            stop = _falls(some["frame"], onset, start, stop, pitch, frame_fall, fade)
         strength = _velocity(some.get("velocity"), onset, start, stop, pitch, velocity_at)
         found.append((start, stop, pitch + low, strength))
     start, stop, pitch, strength = (np.concatenate(column) for column in zip(*found, strict=True))
     midi = np.clip(strength * config.velocity_scale + config.velocity_bias, 1, 127)
-    hop_s = config.frontend.hop_length / config.frontend.sample_rate
     keep = np.lexsort((pitch, start))
     keep = keep[(stop - start)[keep] * hop_s >= min_duration_s]
     return Notes.from_arrays(
@@ -130,6 +142,36 @@ def _spans(
     next_end = np.concatenate([next_end, np.full((1, pitches), count)])
     start, pitch = np.nonzero(rise)
     return start, next_end[start + 1, pitch], pitch
+
+
+def _falls(
+    frame: np.ndarray,
+    onset: np.ndarray,
+    start: np.ndarray,
+    stop: np.ndarray,
+    pitch: np.ndarray,
+    part: float,
+    fade: float,
+) -> np.ndarray:
+    """The first frame of each note whose probability is below `part` of its fading maximum.
+
+    `stop` where there is none. All notes lie end to end in one row, in logarithms, each raised
+    above the one before it, so that the maximum of the row so far is the note's own.
+    """
+    length = stop - start
+    if not len(length):
+        return stop
+    note = np.repeat(np.arange(len(length)), length)
+    since = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
+    at = (start[note] + since, pitch[note])
+    sound = np.log(np.maximum(frame[at].astype(np.float64), _CERTAIN)) - since * np.log(fade)
+    raised = note * (np.ptp(sound) + 1.0)
+    highest = np.maximum.accumulate(sound + raised) - raised
+    low = np.flatnonzero((sound < highest + np.log(part)) & ~onset[at])
+    note, first = np.unique(note[low], return_index=True)
+    stop = stop.copy()
+    stop[note] = start[note] + since[low[first]]
+    return stop
 
 
 def _velocity(

@@ -60,6 +60,7 @@ class OnsetsFramesConfig:
     # Decoding, where the call does not say otherwise.
     onset_threshold: float = 0.5
     frame_threshold: float = 0.5
+    frame_fall: float = 0.0
     split_reonsets: bool = False
     # Velocity 0..1 to MIDI: v * scale + bias.
     velocity_scale: float = 127.0
@@ -134,7 +135,8 @@ def get_config(variant: str = "base") -> OnsetsFramesConfig:
             activation_weight=1.0,
             dropout=(0.0, 0.0, 0.0),
             onset_threshold=0.36,
-            frame_threshold=0.25,
+            frame_threshold=0.05,
+            frame_fall=0.5,
             split_reonsets=True,
         ),
         "tiny": lambda: _port(2),

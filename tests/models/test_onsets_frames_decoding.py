@@ -17,15 +17,19 @@ PORT = get_config("tiny")
 FRAME_S = 512 / 16000
 
 
-def plain_decode(onset, frame, velocity, split):
+def plain_decode(onset, frame, velocity, split, probability=None, fall=0.0):
     """The rules written as loops: (start, stop, pitch, strength) in order."""
-    notes = []
+    notes, fade = [], 0.5 ** (FRAME_S / 0.54)
     rise = onset & ~np.pad(onset, ((1, 0), (0, 0)))[:-1]
     for start, pitch in zip(*np.nonzero(rise), strict=True):
-        stop, heard = start, []
+        stop, heard, highest = start, [], 0.0
         while stop < len(onset) and (onset[stop, pitch] or frame[stop, pitch]):
             if split and stop > start and rise[stop, pitch]:
                 break
+            if fall:
+                highest = max(fade * highest, probability[stop, pitch])
+                if not onset[stop, pitch] and probability[stop, pitch] < fall * highest:
+                    break
             if onset[stop, pitch]:
                 heard.append(velocity[stop, pitch])
             stop += 1
@@ -33,15 +37,14 @@ def plain_decode(onset, frame, velocity, split):
     return notes
 
 
-@pytest.mark.parametrize("split", [False, True])
-def test_decoding_by_plain_loops(split):
+@pytest.mark.parametrize(("split", "fall"), [(False, 0.0), (True, 0.0), (True, 0.5)])
+def test_decoding_by_plain_loops(split, fall):
     rng = np.random.default_rng(0)
     activations = {name: rng.random((200, 88)) for name in ("onset", "frame", "velocity")}
     activations["onset"] **= 4
-    notes = decode(activations, PORT, split_reonsets=split, frame_threshold=0.3)
-    expected = plain_decode(
-        activations["onset"] > 0.5, activations["frame"] > 0.3, activations["velocity"], split
-    )
+    notes = decode(activations, PORT, split_reonsets=split, frame_threshold=0.3, frame_fall=fall)
+    on, sounds = activations["onset"] > 0.5, activations["frame"] > 0.3
+    expected = plain_decode(on, sounds, activations["velocity"], split, activations["frame"], fall)
     start, stop, pitch, strength = map(np.array, zip(*expected, strict=True))
     np.testing.assert_allclose(notes.onset_s, start * FRAME_S)
     np.testing.assert_allclose(notes.offset_s, stop * FRAME_S)
@@ -66,6 +69,11 @@ def test_decoding_options():
     assert ends() == [9, 5]
     assert ends(offset_threshold=0.5) == [5, 5]
     assert ends(min_duration_s=2 * FRAME_S) == [9]
+    frame[6:9, 40] = 0.35
+    assert ends(frame_fall=0.5) == [6, 5]
+    assert ends(frame_fall=0.4) == ends() == [6, 5]
+    assert ends(frame_fall=0.4, frame_threshold=0.1) == [9, 5]
+    frame[6:9, 40] = 0.8
     assert decode(heard, PORT).velocity.tolist() == [63, 31]
     assert decode(heard, PORT, velocity_at="onset").velocity.tolist() == [31, 31]
     magenta = replace(PORT, velocity_scale=80.0, velocity_bias=10.0)
@@ -163,8 +171,13 @@ def test_notes_along_the_path():
 
 @pytest.mark.parametrize(
     "option",
-    [{"onset_threshold": 7.0}, {"frame_threshold": -0.1}, {"offset_threshold": float("nan")},
-     {"min_duration_s": -5.0}],
+    [
+        {"onset_threshold": 7.0},
+        {"frame_fall": 2.0},
+        {"frame_threshold": -0.1},
+        {"offset_threshold": float("nan")},
+        {"min_duration_s": -5.0},
+    ],
     ids=str,
 )  # fmt: skip
 def test_values_that_cannot_work_are_refused(option):
