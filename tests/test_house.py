@@ -252,7 +252,7 @@ def test_readme_python_gives_what_it_says(root, readme_writer, tmp_path):
 def test_the_project_speaks_only_of_itself(root):
     """No path of a developer's machine, no unfinished business."""
     words = re.compile(r"/wor[k]/|/roo[t]/|/hom[e]/\w|TOD[O]|FIXM[E]")
-    skip = {".git", "build", "dist", "runs"}
+    skip = {".git", "build", "dist", "runs", "__pycache__"}
     wrong = []
     for path in sorted(root.rglob("*")):
         inside = path.relative_to(root).parts

@@ -27,6 +27,7 @@ _HALVING_TRANSITION = 0.001  # width of their slope, as a part of the band edge
 _EARLY_TRANSITION = 0.03
 _HANN_BANDWIDTH = 1.5
 _FILTER_BLOCK = 128  # samples that one row of a filter's matrix product makes
+_ROUNDING_DB = 1e-3  # by which levels may differ that are the same
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,12 +192,14 @@ def cqt_power(
 def normalised_log(power: Float[AnyArray, "*B T F"]) -> Float[Array, "*B T F"]:
     """Level in dB, moved and scaled so that each clip spans 0 to 1; 0 for a clip of one level.
 
-    Bittner et al. 2022: 10 log10(power + 1e-10) between the clip's least and largest value.
+    Bittner et al. 2022: 10 log10(power + 1e-10) between the clip's least and largest value. Levels
+    that differ by rounding alone are one.
     """
     level = (10 / math.log(10)) * jnp.log(jnp.asarray(power) + 1e-10)
     level = level - level.min(axis=(-2, -1), keepdims=True)
     top = level.max(axis=(-2, -1), keepdims=True)
-    return jnp.where(top > 0, level / jnp.where(top > 0, top, 1.0), 0.0)
+    differs = top > _ROUNDING_DB
+    return jnp.where(differs, level / jnp.where(differs, top, 1.0), 0.0)
 
 
 def _parts(audio: AnyArray, config: CQTConfig) -> tuple[Array, Array]:
