@@ -1,6 +1,7 @@
 """From what the network heard to notes: by thresholds, or by the likeliest path of each pitch."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
@@ -51,23 +52,14 @@ def decode(
 
     Raises ConfigError for thresholds and alpha outside 0..1, and for a negative `min_duration_s`.
     """
-    check_values(
-        {
-            "onset_threshold": onset_threshold,
-            "frame_threshold": frame_threshold,
-            "offset_threshold": offset_threshold,
-            "frame_fall": frame_fall,
-            "min_duration_s": min_duration_s,
-        }
-    )
-    if onset_threshold is None:
-        onset_threshold = config.onset_threshold
-    if frame_threshold is None:
-        frame_threshold = config.frame_threshold
-    if split_reonsets is None:
-        split_reonsets = config.split_reonsets
-    if frame_fall is None:
-        frame_fall = config.frame_fall
+    values: dict[str, Any] = {
+        "onset_threshold": onset_threshold,
+        "frame_threshold": frame_threshold,
+        "frame_fall": frame_fall,
+        "split_reonsets": split_reonsets,
+    }
+    check_values({**values, "offset_threshold": offset_threshold, "min_duration_s": min_duration_s})
+    config = replace(config, **{name: v for name, v in values.items() if v is not None})
     hop_s = config.frontend.hop_length / config.frontend.sample_rate
     path = None
     if viterbi_alpha is not None:
@@ -80,17 +72,18 @@ def decode(
     for low, high in pairwise(edges):
         some = {name: np.asarray(value)[:, low:high] for name, value in activations.items()}
         if path is None:
-            onset, frame = some["onset"] > onset_threshold, some["frame"] > frame_threshold
+            onset = some["onset"] > config.onset_threshold
+            frame = some["frame"] > config.frame_threshold
         else:
             frame = path[:, low:high]
             onset = _rises(frame)
         offset = None
         if offset_threshold is not None and "offset" in some:
             offset = some["offset"] > offset_threshold
-        start, stop, pitch = _spans(onset, frame, offset, split_reonsets)
-        if frame_fall and path is None:
+        start, stop, pitch = _spans(onset, frame, offset, config.split_reonsets)
+        if config.frame_fall and path is None:
             fade = 0.5 ** (hop_s / _HALF_LIFE_S)
-            stop = _falls(some["frame"], onset, start, stop, pitch, frame_fall, fade)
+            stop = _falls(some["frame"], onset, start, stop, pitch, config.frame_fall, fade)
         strength = _velocity(some.get("velocity"), onset, start, stop, pitch, velocity_at)
         found.append((start, stop, pitch + low, strength))
     start, stop, pitch, strength = (np.concatenate(column) for column in zip(*found, strict=True))

@@ -196,8 +196,8 @@ def normalised_log(power: Float[AnyArray, "*B T F"]) -> Float[Array, "*B T F"]:
     that differ by rounding alone are one.
     """
     level = (10 / math.log(10)) * jnp.log(jnp.asarray(power) + 1e-10)
-    level = level - level.min(axis=(-2, -1), keepdims=True)
-    top = level.max(axis=(-2, -1), keepdims=True)
+    level = level + stft.highest(-level, of_each_clip=True)
+    top = stft.highest(level, of_each_clip=True)
     differs = top > _ROUNDING_DB
     return jnp.where(differs, level / jnp.where(differs, top, 1.0), 0.0)
 

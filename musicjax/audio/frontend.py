@@ -247,9 +247,8 @@ def _compressed(x: Array, config: FrontendConfig, mask: Array | None) -> Array:
             * {"ln": 1.0, "log10": 1 / math.log(10), "db": 10 / math.log(10)}[config.log]
         )
     if config.dynamic_range is not None or config.relative_to_max:
-        axes = (-2, -1) if config.range_scope == "clip" else None
         counted = x if mask is None else jnp.where(mask[..., None], x, -jnp.inf)
-        top = counted.max(axis=axes, keepdims=True, initial=-jnp.inf)
+        top = stft.highest(counted, of_each_clip=config.range_scope == "clip")
         if config.dynamic_range is not None:
             x = jnp.maximum(x, top - config.dynamic_range)
         if config.relative_to_max:

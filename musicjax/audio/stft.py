@@ -192,3 +192,27 @@ def power_of_square(squared: Float[Array, "*B"], power: float) -> Float[Array, "
         return safe_sqrt(squared)
     positive = squared > 0
     return jnp.where(positive, jnp.where(positive, squared, 1.0) ** (power / 2), 0.0)
+
+
+def highest(x: Float[Array, "*B T F"], *, of_each_clip: bool) -> Float[Array, "*b 1 1"]:
+    """The largest value of each clip, or of all, with axes of one in place of those it was in.
+
+    Its gradient goes to the first value that is as large.
+    """
+    ahead = x.shape[:-2] if of_each_clip else ()
+    axes = (1,) * (x.ndim - len(ahead))
+    return _last_axis_max(x.reshape(*ahead, -1)).reshape(*ahead, *axes)
+
+
+@jax.custom_jvp
+def _last_axis_max(x: Float[Array, "*B N"]) -> Float[Array, "*B"]:
+    return x.max(axis=-1)
+
+
+@_last_axis_max.defjvp
+def _last_axis_max_jvp(primals: tuple, tangents: tuple) -> tuple:
+    # JAX's own rule looks for what equals the maximum, and what XLA computes again for the way back
+    # may differ from it in the last bit: then nothing does, and the gradient is no number.
+    at = jnp.argmax(primals[0], axis=-1, keepdims=True)
+    slope = jnp.take_along_axis(tangents[0], at, axis=-1)[..., 0]
+    return _last_axis_max(primals[0]), slope
