@@ -307,7 +307,9 @@ def _row(wanted: Wanted) -> Row | None:
     if not fits:
         return None
     line = fits[-1]
-    on = f"{line['device']}, {line['cores']} cores" if "cores" in line else line["device"]
+    cores, on = line.get("cores"), line["device"]
+    if cores is not None:
+        on += ", one core" if cores == 1 else f", {cores} cores"
     return Row(wanted.says, wanted.form.format(_dig(line, wanted.field)), on, file)
 
 

@@ -21,7 +21,7 @@ _CARDS = {
         scores={
             "onset_f1, sampled grand": 0.939,
             "onset_f1, unseen sound font in rooms": 0.884,
-            "onset_offset_f1, unseen sound font in rooms": 0.491,
+            "onset_offset_f1, unseen sound font in rooms": 0.528,
         },
         ability=Ability({"piano": 0.9385}, least_confidence=0.735, times_real_time=90.0),
     ),
