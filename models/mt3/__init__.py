@@ -54,7 +54,7 @@ _CARDS = {
             "onset_f1, song with piano": 0.796,
             "onset_f1, string quartet": 0.471,
             "drum_onset_f1, drums": 0.683,
-            "onset_f1, bands of an unseen sound font": 0.518,
+            "onset_f1, bands of an unseen sound font": 0.504,
             "onset_offset_program_f1, band": 0.280,
         },
         ability=Ability({"piano": 0.8247, "any": 0.6508}, times_real_time=19.0),
