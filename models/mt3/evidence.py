@@ -39,7 +39,11 @@ _SURE = 1e-3  # no event is more certain than this much short of 1
 _ECHO = -4.0  # of an event that its neighbour tells more surely
 _BESIDE = -2.0  # of events one position away, since times are rounded
 _FADING = float(np.log(0.05))  # the least chance of what sounds unheard to end
-_OVER, _FIRM = -0.6, 4.0  # log-odds of sounding below which a note is over, and how surely
+# A note is over where it sounds by less than this part of the most that it did, which fades by half
+# in so many seconds (a string dies away slowly, a damper stops it at once), or by these log-odds
+# hardly at all; and how surely.
+_FALL, _HALF_LIFE_S, _SILENT = 0.5, 0.54, -2.9
+_FIRM, _STEEP = 4.0, 4.0
 _SHARPER = 2.0  # a pitch belongs to its likeliest families
 
 _WEIGHTS = {
@@ -125,6 +129,7 @@ class Evidence(nnx.Module):
     def __init__(self, codec: CodecConfig, frames_per_position: int):
         self.weights = nnx.Param(jnp.array(list(_WEIGHTS.values())), **axes(None))
         self.position_of_step = tuple(_positions(codec, frames_per_position).tolist())
+        self.fade = np.log(0.5) * frames_per_position / codec.frames_per_second / _HALF_LIFE_S
         self.codec = codec
 
     def _weight(self, name: str) -> Array:
@@ -189,7 +194,11 @@ class Evidence(nnx.Module):
         drum = _around(drum)
         # Heard here and silent one position on, or struck again. What is not heard at all, though
         # it was told to begin, may have been missed as well as over: it ends some time.
-        stops = jax.nn.log_sigmoid(-_FIRM * (logits[:, :, 1] - _OVER))
+        faded = self.fade * jnp.arange(logits.shape[1])[:, None]
+        most = jax.lax.cummax(yes[:, :, 1] - faded, axis=1) + faded
+        held = _STEEP * (yes[:, :, 1] - most - np.log(_FALL))
+        held = jnp.minimum(held, logits[:, :, 1] - _SILENT)
+        stops = jax.nn.log_sigmoid(-_FIRM * held)
         stops = jnp.concatenate([stops[:, 1:], stops[:, -1:]], axis=1)
         stops = stops + jnp.maximum(yes[:, :, 1], _FADING)
         return Heard(
