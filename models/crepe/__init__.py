@@ -61,8 +61,8 @@ SYSTEM = System(
             parameters=1_611_432,
             source=Source(
                 address="package:ours.safetensors",
-                sha256="b5cdd3b55e68c62c48130e8f38ac9958a345d17405d7acc16038df8ee5a0ef0c",
-                size_bytes=3_230_712,
+                sha256="1f2c727de590953c8e8788352618cb5d10d362818a7902d84579ef34c6a563e2",
+                size_bytes=3_230_728,
             ),
         ),
         "full": _card("The pitch of one voice, the published weights.", 22_239_976, _FULL),
