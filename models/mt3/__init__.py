@@ -57,7 +57,7 @@ _CARDS = {
             "onset_f1, bands of an unseen sound font": 0.505,
             "onset_offset_program_f1, band": 0.276,
         },
-        ability=Ability({"piano": 0.8306, "any": 0.6508}, times_real_time=19.0),
+        ability=Ability({"piano": 0.8306, "any": 0.6506}, times_real_time=19.0),
     ),
     "small": Card(
         summary="MT3's size with mini's language of no quirks and its ears, to be trained.",

@@ -50,6 +50,21 @@ def test_silence_and_noise_have_no_pitch(tracker):
         assert tracker.pitch(samples, RATE).contour.voiced.mean() < 0.05
 
 
+def test_a_tone_out_of_range_has_no_pitch_and_of_several_it_is_less_sure(tracker):
+    time = np.arange(2 * RATE) / RATE
+    high = (0.3 * np.sin(2 * np.pi * 3000 * time)).astype(np.float32)
+    assert tracker.pitch(high, RATE).contour.voiced.mean() < 0.05
+
+    def sureness(*tones):
+        partials = [np.sin(2 * np.pi * f * k * time) / k for f in tones for k in range(1, 9)]
+        samples = 0.3 * np.sum(partials, axis=0) / len(tones)
+        return np.median(tracker.pitch(samples.astype(np.float32), RATE).confidence)
+
+    assert sureness(220.0) > 0.85
+    for chord in ((261.6, 329.6, 392.0), (220.0, 311.1), (220.0, 261.6, 311.1, 370.0)):
+        assert sureness(*chord) < 0.7
+
+
 def test_the_card_tells_what_is_in_the_file(tracker):
     assert tracker.config == get_config("ours")
     assert SYSTEM.cards["ours"].parameters == 1_611_432
