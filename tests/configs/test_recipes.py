@@ -42,8 +42,8 @@ def test_tiny_trains_a_step(name, tmp_path):
     assert load_run_config(tmp_path) == config
 
 
-# That a run resumes is the trainer's doing (`tests/train/test_loop.py`); these keep state of their own
-# beside parameters: running statistics of the sound, a count of steps, a mixture's place.
+# That a run resumes is the trainer's doing (`tests/train/test_loop.py`); these keep state of their
+# own beside parameters: running statistics of the sound, a count of steps, a mixture's place.
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["crepe", "mt3", "piano_ar"])
 def test_tiny_interrupted_continues_bit_for_bit(name, tmp_path, monkeypatch):
