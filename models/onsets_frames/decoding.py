@@ -45,7 +45,7 @@ def decode(
     belong to the weights. No loop over frames; pitches are taken together, or in groups when the
     recording is so long that together they would need gigabytes.
 
-    With `viterbi_alpha` (Magenta's is 0.5) the onset and frame thresholds are not used: for each
+    With `viterbi_alpha` (Magenta's is 0.5) no such threshold is used, nor `frame_fall`: for each
     pitch the likeliest path through on and off is found (`two_state_path`), and a note is where it
     is on. The path weighs all frames against each other: there is no threshold to tune, and no
     second onset inside a note.
