@@ -8,7 +8,7 @@ Sets; what is absent is left out, with a line that says so:
     voices   generated voices whose pitch is exact: formants, vibrato, glides, leaps, rests, and
              noise from none to as loud as 10 dB below the voice, in a third of them without a
              fundamental
-    font     melodies played by instruments of a sound font; truth is the score, while keys are down
+    font     melodies played by instruments of a sound font, with rests; truth is the score
     hard     plucked strings, frequency modulation, glottal flow, resonant sweeps, whistles, small
              loudspeakers, in rooms, pink noise and talk (`pitch_pieces.py`); pitch is exact
     sung     a recorded voice with annotated pitch, from the clips beside the project
@@ -299,21 +299,26 @@ def line(
 
 
 def melody(seed: int, font: Path, program: int, low: int) -> Piece:
-    """A melody of the sound font; a note's pitch counts from 30 ms after its onset to its end."""
+    """A melody of the sound font, with a rest of a second after every four notes.
+
+    A note's pitch counts from 30 ms after its onset to its end. After its end it rings on, which is
+    neither a note of the score nor silence: half a second of that does not count.
+    """
     rng = np.random.default_rng([0xF1, seed])
     length = rng.choice([0.15, 0.25, 0.5, 0.8], 16)
-    onset = 0.1 + np.concatenate([[0.0], np.cumsum(length)[:-1]])
+    onset = 0.5 + np.concatenate([[0.0], np.cumsum(length)[:-1]]) + np.arange(16) // 4
     offset = onset + length * rng.choice([0.7, 0.95], len(length))
     pitch = low + rng.integers(0, 18, len(length))
     notes = Notes.from_arrays(onset, offset, pitch, rng.integers(50, 120, len(length)), program)
-    samples = synthesize(notes, font, RATE, tail_s=0.2)
+    samples = synthesize(notes, font, RATE, tail_s=1.0)
     samples = 0.5 * samples / np.abs(samples).max()
-    time = np.arange(0, offset[-1], HOP / RATE)
-    hz, counts = np.zeros(len(time)), np.ones(len(time), bool)
+    time = np.arange(0, offset[-1] + 1.0, HOP / RATE)
+    hz, begins, rings = np.zeros(len(time)), np.zeros(len(time), bool), np.zeros(len(time), bool)
     for begin, end, own in zip(onset, offset, pitch, strict=True):
         hz[(time >= begin) & (time < end)] = 440 * 2 ** ((own - 69) / 12)
-        counts &= ~((time >= begin) & (time < begin + 0.03))
-        counts &= ~((time >= end) & (time < end + 0.2) & (hz == 0))  # it rings on
+        begins |= (time >= begin) & (time < begin + 0.03)
+        rings |= (time >= end) & (time < end + 0.5)
+    counts = ~begins & ((hz > 0) | ~rings)
     return Piece(samples, time[counts], hz[counts])
 
 
