@@ -232,8 +232,6 @@ def test_a_saved_model_comes_back_the_same(zoo, tmp_path):
 def test_eight_devices_give_what_one_gives(zoo):
     environment = os.environ | {
         "JAX_NUM_CPU_DEVICES": "8",
-        # The lowest level of code generation: what is compared runs once.
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
         "PYTHONPATH": os.pathsep.join(filter(None, [str(Path.cwd()), os.getenv("PYTHONPATH")])),
     }
     run = subprocess.run(

@@ -152,7 +152,7 @@ SHARDED = """
 
 
 def test_eight_devices_make_the_same_features_without_gathering():
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "8"}
     environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
     subprocess.run(
         [sys.executable, "-c", textwrap.dedent(SHARDED)], env=environment, check=True, timeout=300

@@ -175,7 +175,7 @@ def test_eight_devices_give_what_one_gives(drawn, root):
         env={
             **os.environ,
             "PYTHONPATH": os.pathsep.join([str(root), str(here)]),
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+            "JAX_NUM_CPU_DEVICES": "8",
             "JAX_PLATFORMS": "cpu",
         },
         capture_output=True,

@@ -4,12 +4,12 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import HERE
 from flax import nnx
 from jax.sharding import AbstractMesh, PartitionSpec
 
@@ -18,6 +18,8 @@ from musicjax.train.config import MeshConfig
 from musicjax.train.launch import COORDINATOR, PROCESSES, connect
 from musicjax.train.mesh import AXES, check_batch_size, make_mesh
 from musicjax.train.rules import partition, state_shardings
+
+HERE = Path(__file__).resolve().parent
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +30,7 @@ def eight(root):
         env={
             **os.environ,
             "PYTHONPATH": os.pathsep.join([str(root), str(HERE)]),
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+            "JAX_NUM_CPU_DEVICES": "8",
             "JAX_PLATFORMS": "cpu",
         },
         capture_output=True,
