@@ -31,8 +31,9 @@ os.environ["JAX_PLATFORMS"] = os.environ.get("MUSICJAX_TEST_PLATFORM", "cpu")
 os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 os.environ.setdefault("MPLBACKEND", "Agg")
 if os.environ["JAX_PLATFORMS"] == "cpu":
-    # Most of what is compiled here runs once: the lowest level of code generation, and the emitters
-    # that do not set up a compiler of their own for every loop (a third of the time).
+    # Most of what is compiled here runs once, and compiling is most of the time. So: the lowest
+    # level of code generation, in one part rather than 32, since other tests have the other cores;
+    # and the emitters that do not set up MLIR for every loop, half the time of tests of networks.
     os.environ.setdefault(
         "XLA_FLAGS",
         "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1 "
