@@ -87,6 +87,8 @@ class System:
     decode      `(activations, config, **options) -> symbols`, host side
     decoder     `(config, **options) -> musicjax.notes.LongDecoder` of recordings whose activations
                 are too many to be kept, or None where these options need them all; "" if none does
+    adapt       `(tensors by path, their config, config) -> tensors` to start a training from, for
+                weights of another form of the system; "" where names and shapes are enough
     """
 
     name: str
@@ -99,6 +101,7 @@ class System:
     decode: str
     cards: Mapping[str, Card]
     decoder: str = ""
+    adapt: str = ""
 
     def resolve(self, part: str) -> Any:
         """Import and return one part, e.g. `system.resolve("model")`."""

@@ -61,5 +61,6 @@ SYSTEM = System(
     targets=f"{_MODULE}.labels:targets",
     decode=f"{_MODULE}.decoding:decode",
     decoder=f"{_MODULE}.decoding:decoder",
+    adapt=f"{_MODULE}.ahead:adapt",
     cards=_CARDS,
 )

@@ -40,6 +40,10 @@ class PianoARConfig:
     # And a table, one for all keys, of how much likelier each state is after each, which the logits
     # are given; the LSTM alone takes long to learn that what sounds goes on sounding.
     transitions: bool = False
+    # How much less likely than in training (nats) the table makes it that what sounds goes on or is
+    # struck again, where the network is told its own states: taught with true ones, it trusts them
+    # too much.
+    doubt: float = 0.0
     acoustic_gain: float = 1.0  # of what comes from the acoustic models
     # Training. The states of the frame before are the true ones; or some of them, `forcing_rate` of
     # all, are those that the network itself says, or random ones. The rate of own states rises from
@@ -64,6 +68,8 @@ class PianoARConfig:
             )
         if not 0 <= self.forcing_rate <= 1:
             raise ConfigError(f"forcing_rate is {self.forcing_rate}; expected 0 to 1.")
+        if self.doubt and not self.transitions:
+            raise ConfigError(f"doubt is {self.doubt}, but there is no table: transitions=True.")
 
     @property
     def num_states(self) -> int:
@@ -110,7 +116,7 @@ def get_config(variant: str = "base") -> PianoARConfig:
     base (also called paper): the paper's, 14,594,994 parameters. demo: the same as the authors'
     public real-time demonstration has it. small: 4,251,859 parameters, two acoustic models of the
     shape of those of `onsets_frames.small`, hears 160 ms ahead and tells velocities. small_fast:
-    the same hearing 64 ms ahead. tiny: for tests.
+    the same hearing 96 ms ahead. tiny: for tests.
     """
     variants = {
         "base": PianoARConfig,
@@ -120,7 +126,7 @@ def get_config(variant: str = "base") -> PianoARConfig:
             frontend=replace(preset("online_amt"), **_STREAMED), onset_boost=2.0
         ),
         "small": _small,
-        "small_fast": lambda: _small(conv_ahead=(0, 0, 0)),
+        "small_fast": lambda: _small(conv_ahead=(1, 0, 0)),
         # Without the table: where weights are drawn at random it lets roundings change states.
         "tiny": lambda: _small(
             conv_channels=(2, 2, 4), fc_units=12, lstm_units=16, transitions=False

@@ -25,6 +25,7 @@ from musicjax.models.piano_ar import decoding, stream
 from musicjax.models.piano_ar.config import PianoARConfig
 from musicjax.models.piano_ar.states import (
     code,
+    going_on,
     onset_codes,
     sounding_codes,
     usual_transitions,
@@ -147,7 +148,7 @@ class PianoAR(nnx.Module):
             h, c = lstm.step(x, carry["h"][:, layer], carry["c"][:, layer])
             hs.append(h)
             cs.append(c)
-        logits, velocity = self.ends(hs[-1], skipped, carry["before"])
+        logits, velocity = self.ends(hs[-1], skipped, carry["before"], self.config.doubt)
         before = self.choose(jax.nn.softmax(logits))
         return {"h": jnp.stack(hs, 1), "c": jnp.stack(cs, 1), "before": before}, (logits, velocity)
 
@@ -156,6 +157,7 @@ class PianoAR(nnx.Module):
         h: Float[Array, "*B H"],
         skipped: Float[Array, "*B D"] | None,
         before: Integer[Array, "*B P"],
+        doubt: float = 0.0,
     ) -> tuple[Float[Array, "*B P C"], Float[Array, "*B P"] | None]:
         """Logits and velocity from the LSTM's output, what came past it, and the states before."""
         config = self.config
@@ -165,7 +167,8 @@ class PianoAR(nnx.Module):
         logits = out[..., :split].reshape(*h.shape[:-1], config.num_pitches, config.num_states)
         if self.transitions is not None:
             chosen = jax.nn.one_hot(before, config.num_states, dtype=jnp.float32)
-            logits = logits + chosen @ self.transitions[...].astype(jnp.float32)
+            table = self.transitions[...].astype(jnp.float32) - doubt * going_on(config.states)
+            logits = logits + chosen @ table
         return logits, out[..., split:] if config.velocity else None
 
     def choose(self, probabilities: Float[Array, "*B P C"]) -> Int[Array, "*B P"]:

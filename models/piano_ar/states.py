@@ -56,6 +56,14 @@ def usual_transitions(states: StateSet) -> Float[np.ndarray, "S S"]:
     return np.array([[row[after] for after in names] for row in rows], np.float32)
 
 
+def going_on(states: StateSet) -> Float[np.ndarray, "S S"]:
+    """1 where a key that sounded sounds on or is struck again, else 0: [before, after]."""
+    names = STATES[states]
+    before = np.isin(np.arange(len(names)), sounding_codes(states))
+    after = np.isin(names, ("sustain", "reonset"))
+    return np.outer(before, after).astype(np.float32)
+
+
 def weights(states: StateSet, onset_boost: float) -> Float[np.ndarray, "S"]:
     """What probabilities are multiplied by before the largest is taken."""
     factors = np.ones(len(STATES[states]), np.float32)

@@ -16,14 +16,14 @@ from musicjax.data.melodies import CONTROL_HZ, Melody, melody
 from musicjax.errors import DataError
 from musicjax.notes import Notes
 
-# General MIDI programs with one steady pitch a note. Violin, cello, trumpet, tenor saxophone, oboe,
-# clarinet, flute and nylon guitar are kept for tests.
+# General MIDI programs with one steady pitch a note. For tests a whole font is kept apart.
 PROGRAMS = (
     *(0, 4, 5, 6, 7, 8, 10, 11, 12, 13),  # struck
     *(16, 17, 18, 19, 20, 21, 22),  # organs
-    *(25, 26, 27, 28, 29, 30, 32, 33, 34, 35, 36, 38, 39),  # guitars and basses
-    *(41, 43, 45, 46, 48, 52, 53),  # strings and choir
-    *(57, 58, 59, 60, 61, 64, 65, 67, 69, 70, 72, 74, 75, 76, 77, 78, 79),  # winds
+    *(24, 25, 26, 27, 28, 29, 30, 32, 33, 34, 35, 36, 38, 39),  # guitars and basses
+    *(40, 41, 42, 43, 45, 46, 48, 52, 53),  # strings and choir
+    *(56, 57, 58, 59, 60, 61, 64, 65, 66, 67),  # brass and saxophones
+    *(68, 69, 70, 71, 72, 73, 74, 75, 76, 77, 78, 79),  # winds
     *(80, 81, 82, 83, 85, 87, 104, 105, 107, 109, 110, 111),  # waves and the rest
 )
 KEYS = range(29, 94, 4)  # MIDI pitches that are rendered

@@ -259,8 +259,9 @@ def trap(rng: np.random.Generator, sung: Melody, count: int, sample_rate: int) -
     slope = rng.uniform(0.3, 1.6)
     kind = rng.choice(["missing", "even", "single", "scattered"])
     gone = int(rng.integers(1, 4))
-    weak, strong = 10 ** (-rng.uniform(10, 50) / 20), 10 ** (rng.uniform(6, 18) / 20)
-    chosen = int(rng.integers(2, 7))
+    weak, strong = 10 ** (-rng.uniform(10, 50) / 20), 10 ** (rng.uniform(6, 24) / 20)
+    odd = 10 ** (-rng.uniform(8, 26) / 20)
+    chosen = int(rng.integers(2, 7)) if rng.random() < 0.5 else 2
     spread = 10 ** (rng.normal(0, 9, _MOST) / 20)
 
     def spectrum(number: np.ndarray, hz: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -268,7 +269,7 @@ def trap(rng: np.random.Generator, sung: Melody, count: int, sample_rate: int) -
         if kind == "missing":
             form = np.where(number <= gone, weak, 1.0) * form
         elif kind == "even":
-            form = np.where(number % 2 == 1, 0.15, 1.0) * form
+            form = np.where(number % 2 == 1, odd, 1.0) * form
         elif kind == "single":
             form = np.where(number == chosen, strong, 1.0) * form
         else:

@@ -44,7 +44,7 @@ from musicjax.train.state import (
     split_definition,
 )
 from musicjax.train.step import make_step
-from musicjax.train.warmstart import load_matching, read_weights, renamed
+from musicjax.train.warmstart import adapted, load_matching, read_weights, renamed
 
 Evaluate = Callable[[nnx.Module], Mapping[str, float]]
 
@@ -219,7 +219,8 @@ def _start(run: _Run, checkpoints: Checkpoints, log: RunLog) -> None:
         return
     run.data_state = run.batches.get_state()
     if run.config.init:
-        source = renamed(read_weights(run.config.init, run.system), run.config.init_names)
+        weights = read_weights(run.config.init, run.system)
+        source = renamed(adapted(weights, run.system, run.config.model), run.config.init_names)
         both, report = load_matching(
             nnx.merge_state(run.state.params, run.state.model_state), source, run.config.init
         )

@@ -39,8 +39,17 @@ class LoadReport:
         return "\n".join(lines)
 
 
-def read_weights(source: str, system: System | None = None) -> dict[str, Array]:
-    """Tensors by dotted path from `system.tag`, a .safetensors file or a run directory.
+@dataclass(frozen=True)
+class Weights:
+    """Tensors by dotted path, and what they are of: the system's name and the model's config."""
+
+    tensors: dict[str, Array]
+    system: str
+    config: Any
+
+
+def read_weights(source: str, system: System | None = None) -> Weights:
+    """The weights in `system.tag`, a .safetensors file or a run directory.
 
     A run directory gives its best weights, else its final ones, else its newest checkpoint's;
     "RUN@STEP" gives the averaged weights of its checkpoint of that step. WeightsError if there is
@@ -50,14 +59,25 @@ def read_weights(source: str, system: System | None = None) -> dict[str, Array]:
     run, _, step = source.rpartition("@")
     if step.isdigit() and Path(run).is_dir() and not path.exists():
         config = load_run_config(run, system)
-        return flat_variables(checkpoint_model(run, config, step=int(step), system=system))
+        model = checkpoint_model(run, config, step=int(step), system=system)
+        return Weights(flat_variables(model), config.system, config.model)
     if path.is_dir():
         finished = [path / name for name in (BEST, FINAL) if (path / name).is_file()]
         if not finished:
             config = load_run_config(path, system)
-            return flat_variables(checkpoint_model(path, config, system=system))
+            model = checkpoint_model(path, config, system=system)
+            return Weights(flat_variables(model), config.system, config.model)
         source = os.fspath(finished[0])
-    return flat_variables(load_model(source).model)
+    loaded = load_model(source)
+    return Weights(flat_variables(loaded.model), loaded.system.name, loaded.config)
+
+
+def adapted(weights: Weights, system: System, config: Any) -> dict[str, Array]:
+    """The tensors as a model of `config` may start from them: those of another form of the same
+    system are changed as it knows to."""
+    if not system.adapt or weights.system != system.name or weights.config == config:
+        return weights.tensors
+    return system.resolve("adapt")(weights.tensors, weights.config, config)
 
 
 def flat_variables(model: nnx.Module | nnx.State) -> dict[str, Array]:

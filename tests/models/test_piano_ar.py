@@ -13,7 +13,7 @@ from musicjax.audio import load_audio
 from musicjax.audio.frontend import spectrogram
 from musicjax.errors import ConfigError, WeightsError
 from musicjax.metrics import note_scores
-from musicjax.models.piano_ar import states
+from musicjax.models.piano_ar import SYSTEM, states
 from musicjax.models.piano_ar.config import PianoARConfig, get_config
 from musicjax.models.piano_ar.convert import convert, from_state_dict
 from musicjax.models.piano_ar.decoding import decode, reader
@@ -21,6 +21,7 @@ from musicjax.models.piano_ar.labels import targets
 from musicjax.models.piano_ar.model import PianoAR, loss, sampling_rate, shifted
 from musicjax.models.piano_ar.stream import stream_spec
 from musicjax.notes import Notes, events_to_notes
+from musicjax.train.warmstart import Weights, adapted, flat_variables, load_matching
 
 OFF, OFFSET, ONSET, SUSTAIN, REONSET = range(5)
 TINY = get_config("tiny")
@@ -278,6 +279,47 @@ def test_the_table_of_transitions_is_added_to_the_logits(tiny):
     np.testing.assert_allclose(logits[0], table[before[0]] - table[0], atol=1e-5)
     assert states.usual_transitions("binary").tolist() == [[0, -4], [-3, 0]]
     assert states.usual_transitions("three")[2].tolist() == [-3, -5, 0]
+
+
+def test_doubt_counts_where_it_is_told_its_own_states_and_there_only():
+    config = replace(TINY, transitions=True)
+    calm, doubting = (
+        PianoAR(replace(config, doubt=doubt), rngs=nnx.Rngs(0)) for doubt in (0.0, 1.5)
+    )
+    features = jax.random.normal(jax.random.key(3), (1, 1, 229))
+    told = jnp.full((1, 1, 88), SUSTAIN)
+    np.testing.assert_array_equal(
+        calm(features, states=told).state, doubting(features, states=told).state
+    )
+    for before in range(5):
+        carry = {**calm.start(1), "before": jnp.full((1, 88), before)}
+        gates, skipped = (x[:, 0] for x in calm.heard(calm.acoustic(features, None, False, None)))
+        found = [model.advance(carry, gates, skipped)[1][0] for model in (calm, doubting)]
+        sounds = before in (ONSET, SUSTAIN, REONSET)
+        expected = np.where(np.isin(np.arange(5), (SUSTAIN, REONSET)) & sounds, 1.5, 0.0)
+        less = np.broadcast_to(expected, (1, 88, 5))
+        np.testing.assert_allclose(found[0] - found[1], less, atol=1e-5)
+    with pytest.raises(ConfigError, match="but there is no table"):
+        replace(TINY, doubt=1.0)
+
+
+def test_a_form_that_hears_less_ahead_starts_as_if_all_went_on_as_it_is():
+    whole = PianoAR(TINY, rngs=nnx.Rngs(0))
+    less = replace(TINY, conv_ahead=(1, 0, 0))
+    tensors = adapted(Weights(flat_variables(whole), "piano_ar", TINY), SYSTEM, less)
+    state, report = load_matching(nnx.state(PianoAR(less, rngs=nnx.Rngs(1))), tensors, "whole")
+    assert not report.left and not report.new
+    start = PianoAR(less, rngs=nnx.Rngs(1))
+    nnx.update(start, state)
+    steady = jnp.broadcast_to(jax.random.normal(jax.random.key(0), (1, 1, 229)), (1, 12, 229))
+    heard = [model.acoustic(steady, None, False, None)[:, 6] for model in (whole, start)]
+    assert np.abs(heard[0]).max() > 0.01
+    np.testing.assert_allclose(heard[0], heard[1], atol=1e-5)
+    # What hears as far ahead as before is left as it is, and so is all of another system.
+    for path, kept in (("stack.conv1.kernel", True), ("frame_stack.conv3.kernel", False)):
+        assert np.array_equal(tensors[path], flat_variables(whole)[path]) == kept
+    other = Weights(flat_variables(whole), "onsets_frames", TINY)
+    assert adapted(other, SYSTEM, less) is other.tensors
 
 
 def test_with_transitions_what_began_before_the_clip_does_not_count():

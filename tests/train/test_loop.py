@@ -253,7 +253,7 @@ def test_fine_tuning_starts_from_a_run(whole, tmp_path, capsys):
 
 
 def test_fine_tuning_starts_from_a_checkpoint_of_a_run(whole, tmp_path, capsys):
-    found = read_weights(f"{whole}@15", SYSTEM)
+    found = read_weights(f"{whole}@15", SYSTEM).tensors
     exported = export_checkpoint(whole, tmp_path / "15.safetensors", step=15, dtype="float32")
     for name, value in weights(exported).items():
         np.testing.assert_array_equal(found[name], value)
