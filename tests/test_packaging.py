@@ -87,6 +87,7 @@ MOST_MB = {
     "mt3/weights/mini.safetensors": 20,
     "onsets_frames/weights/small.safetensors": 10,
     "piano_ar/weights/small.safetensors": 10,
+    "piano_ar/weights/small_fast.safetensors": 10,
 }
 
 

@@ -126,7 +126,7 @@ def get_config(variant: str = "base") -> PianoARConfig:
             frontend=replace(preset("online_amt"), **_STREAMED), onset_boost=2.0
         ),
         "small": _small,
-        "small_fast": lambda: _small(conv_ahead=(1, 0, 0)),
+        "small_fast": lambda: _small(conv_ahead=(1, 0, 0), doubt=1.0, onset_boost=1.5),
         # Without the table: where weights are drawn at random it lets roundings change states.
         "tiny": lambda: _small(
             conv_channels=(2, 2, 4), fc_units=12, lstm_units=16, transitions=False
