@@ -2,6 +2,7 @@
 
     python benchmarks/agreement.py mt3.mt3                      # clips of ensembles
     python benchmarks/agreement.py runs/mine/best.safetensors --data data/ensemble/test --dry-run
+    python benchmarks/agreement.py mt3.mini --beside basic_pitch.icassp2022 onsets_frames.small
 
 A model that writes two seconds at a time may call one instrument by several names. The same
 recordings are transcribed with `together=False`, as published, and with `together=True`; or, with
@@ -16,12 +17,18 @@ seconds         of processor time for a minute of sound
 
 Data are folders of records, or of recordings with notes beside them; by default the clips of a
 band, a song, a quartet and drums that lie beside the project, where they are.
+
+With `--beside`, recordings whose notes nobody knows: how far the model and others, which were made
+in other ways, hear the same. Told for each pair is the F1 of onset and pitch of one against the
+other, and how many notes each hears. By default an orchestra's strings and a band, recorded, beside
+the project; `--data` then names sound files.
 """
 
 import argparse
 import json
 import time
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +45,7 @@ from musicjax.notes.agreement import AgreementConfig
 
 CLIPS = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "clips"
 ENSEMBLES = ("band_1", "lied_1", "quartet_1", "drums_1")
+RECORDED = ("mix_hungarian_dance5_strings", "mix_vibe_ace")
 SWEEP = (
     AgreementConfig(prior=0.0),
     AgreementConfig(prior=0.5),
@@ -65,10 +73,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("model", help="a name or a .safetensors file")
     parser.add_argument("--data", nargs="+", help="folders (default: the shared clips)")
+    parser.add_argument("--beside", nargs="+", help="other models, on recordings without notes")
     parser.add_argument("--slots", type=int, help="segments written at once")
     parser.add_argument("--sweep", action="store_true", help="several weights of the recording")
     parser.add_argument("--dry-run", action="store_true", help="print, but record nothing")
     arguments = parser.parse_args()
+    if arguments.beside:
+        files = arguments.data or [str(CLIPS / f"{name}.flac") for name in RECORDED]
+        compare([arguments.model, *arguments.beside], files, arguments.dry_run)
+        return
     ways: list[bool | AgreementConfig] = [False, *(SWEEP if arguments.sweep else (True,))]
     data = arguments.data or [str(CLIPS / f"{name}.flac") for name in ENSEMBLES]
     rate = musicjax.load(arguments.model).sample_rate
@@ -108,6 +121,32 @@ def heard(
     )
 
 
+def compare(models: list[str], files: list[str], dry_run: bool) -> None:
+    """How far each two of the models hear the same in each of the files, and in how many notes."""
+    heard = {
+        model: [transcriber.transcribe(file).notes.sustained() for file in files]
+        for model in models
+        for transcriber in [musicjax.load(model)]
+    }
+    for n, file in enumerate(files):
+        notes = {model: found[n][~found[n].is_drum] for model, found in heard.items()}
+        pairs = {
+            f"{a} / {b}": round(note_scores(notes[a], notes[b]).onset_f1, 4)
+            for a, b in combinations(models, 2)
+        }
+        counts = {model: len(found) for model, found in notes.items()}
+        print(f"{Path(file).stem}: {counts} {pairs}", flush=True)
+        if not dry_run:
+            write(
+                {
+                    "benchmark": "agreement",
+                    "facts": {"beside": models, "data": [Path(file).name]},
+                    "notes": counts,
+                    "onset_f1": pairs,
+                }
+            )
+
+
 def record(
     model: str, data: list[str], pieces: list[Example], way: bool | AgreementConfig, found: Found
 ) -> None:
@@ -119,10 +158,14 @@ def record(
         "pieces": len(pieces),
         "audio_s": round(sum(len(p.samples) / p.sample_rate for p in pieces), 1),
         "scores": vars(found),
-        **environment(),
     }
+    write(line)
+
+
+def write(line: dict[str, Any]) -> None:
+    """One line more in the results."""
     with (RESULTS / "agreement.jsonl").open("a") as file:
-        file.write(json.dumps(line) + "\n")
+        file.write(json.dumps({**line, **environment()}) + "\n")
 
 
 if __name__ == "__main__":

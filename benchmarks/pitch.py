@@ -18,8 +18,8 @@ Scores are mir_eval's: raw pitch accuracy within 50, 25 and 10 cents and raw chr
 and voicing recall, voicing false alarms and overall accuracy with the tracker's own voicing at its
 defaults. All trackers look from 50 to 2006 Hz every 10 ms.
 
-None of these sets, their generators and their instruments is in the training data of `crepe.ours`:
-the generators are others, and the sound font and its programs were kept apart.
+None of these sets and their generators is in the training data of `crepe.ours`: the generators are
+others, and the sound font was kept apart.
 
 musicjax and torchcrepe run on the same weights with their own decoders: "viterbi", the default of
 both, and "local", the average around each frame's highest bin (`weighted_argmax`). torchcrepe
