@@ -4,7 +4,7 @@
 |---|---|---|---|---|
 | tiny | `musicjax train piano_ar tiny` | any CPU | a minute | a check that all works |
 | small | `musicjax train piano_ar small` | one CPU core | hours | the card of the tag |
-| small_fast | `musicjax train piano_ar small_fast` | one CPU core | half an hour | the card of the tag |
+| small_fast | `musicjax train piano_ar small_fast` | one CPU core | an hour | the card of the tag |
 | base | `musicjax train piano_ar base` | one GPU | a day | the paper's recipe |
 
 tiny needs no file: the built-in composer plays the built-in piano. The others read the records that

@@ -17,6 +17,9 @@ _CELLS_AT_ONCE = 1 << 21  # frames times pitches decoded together: about 80 MB o
 # What a frame probability is compared with when it falls: the highest of its note, forgotten by
 # half in this time. A string dies away over seconds, a damper stops it in less.
 _HALF_LIFE_S = 0.54
+# The end that the offset roll tells is looked for so far from where frame falls, either way; and a
+# probability of that counts as none.
+_AROUND_S, _UNHEARD = 0.512, 0.01
 
 
 def decode(
@@ -27,6 +30,7 @@ def decode(
     frame_threshold: float | None = None,
     offset_threshold: float | None = None,
     frame_fall: float | None = None,
+    offset_worth: float | None = None,
     split_reonsets: bool | None = None,
     velocity_at: Literal["mean", "onset"] = "mean",
     min_duration_s: float = 0.0,
@@ -39,23 +43,27 @@ def decode(
     with `split_reonsets` also ends the first (Magenta). With `offset_threshold`, a note also ends
     where the offset roll rises, which no published form does by default; with `frame_fall` where
     frame is below that part of the highest it had in this note, which fades by half in 0.54 s
-    (0: never; ours, for what dampers do to long notes). Velocity is the mean
+    (0: never; ours, for what dampers do to long notes). With `offset_worth` that place is a first
+    guess: within half a second of it, the end is where the most speaks for it. Each frame before it
+    that is above that part speaks for it, each below against it, and an offset e times as likely as
+    that many frames (ours; 0: the first guess is kept). Velocity is the mean
     over the onset frames of the note (port) or the value where it starts (Magenta). Notes shorter
     than `min_duration_s` are left out. Thresholds and splitting are the config's where None: they
     belong to the weights. No loop over frames; pitches are taken together, or in groups when the
     recording is so long that together they would need gigabytes.
 
-    With `viterbi_alpha` (Magenta's is 0.5) no such threshold is used, nor `frame_fall`: for each
+    With `viterbi_alpha` (Magenta's is 0.5) none of these thresholds and rules is used: for each
     pitch the likeliest path through on and off is found (`two_state_path`), and a note is where it
     is on. The path weighs all frames against each other: there is no threshold to tune, and no
     second onset inside a note.
 
-    Raises ConfigError for thresholds and alpha outside 0..1, and for a negative `min_duration_s`.
+    Raises ConfigError for thresholds and alpha outside 0..1, and for a negative weight or duration.
     """
     values: dict[str, Any] = {
         "onset_threshold": onset_threshold,
         "frame_threshold": frame_threshold,
         "frame_fall": frame_fall,
+        "offset_worth": offset_worth,
         "split_reonsets": split_reonsets,
     }
     check_values({**values, "offset_threshold": offset_threshold, "min_duration_s": min_duration_s})
@@ -83,7 +91,13 @@ def decode(
         start, stop, pitch = _spans(onset, frame, offset, config.split_reonsets)
         if config.frame_fall and path is None:
             fade = 0.5 ** (hop_s / _HALF_LIFE_S)
-            stop = _falls(some["frame"], onset, start, stop, pitch, config.frame_fall, fade)
+            notes = (start, stop, pitch)
+            below = _below(some["frame"], onset, notes, config.frame_fall, fade)
+            if config.offset_worth and "offset" in some:
+                around = round(_AROUND_S / hop_s)
+                stop = _likeliest_ends(below, some["offset"], notes, config.offset_worth, around)
+            else:
+                stop = _first_below(below, notes)
         strength = _velocity(some.get("velocity"), onset, start, stop, pitch, velocity_at)
         found.append((start, stop, pitch + low, strength))
     start, stop, pitch, strength = (np.concatenate(column) for column in zip(*found, strict=True))
@@ -108,8 +122,14 @@ def decoder(
     if options.get("viterbi_alpha") is not None:
         return None
     frames_per_s = config.frontend.sample_rate / config.frontend.hop_length
+    weight = options.get("offset_worth")
+    sought = config.offset_worth if weight is None else weight
     return PieceDecoder(
-        partial(decode, config=config, **options), frames_per_s, min_duration_s=min_duration_s
+        partial(decode, config=config, **options),
+        frames_per_s,
+        # From as far before the first guess as an end can lie to as far after it as is looked.
+        settle=2 * round(_AROUND_S * frames_per_s) if sought else 0,
+        min_duration_s=min_duration_s,
     )
 
 
@@ -137,33 +157,70 @@ def _spans(
     return start, next_end[start + 1, pitch], pitch
 
 
-def _falls(
-    frame: np.ndarray,
-    onset: np.ndarray,
-    start: np.ndarray,
-    stop: np.ndarray,
-    pitch: np.ndarray,
-    part: float,
-    fade: float,
-) -> np.ndarray:
-    """The first frame of each note whose probability is below `part` of its fading maximum.
+_Spans = tuple[np.ndarray, np.ndarray, np.ndarray]  # first frame, frame after the last, pitch
 
-    `stop` where there is none. All notes lie end to end in one row, in logarithms, each raised
-    above the one before it, so that the maximum of the row so far is the note's own.
-    """
+
+def _rows(notes: _Spans) -> tuple[np.ndarray, np.ndarray]:
+    """All notes end to end in one row: the number of the note, and frames since its start."""
+    start, stop, _ = notes
     length = stop - start
-    if not len(length):
-        return stop
     note = np.repeat(np.arange(len(length)), length)
-    since = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
+    return note, np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
+
+
+def _below(
+    frame: np.ndarray, onset: np.ndarray, notes: _Spans, part: float, fade: float
+) -> np.ndarray:
+    """Whether each frame of each note, end to end, is below `part` of the note's fading maximum.
+
+    In logarithms, each note raised above the one before it, so that the maximum of the row so far
+    is the note's own.
+    """
+    start, _, pitch = notes
+    note, since = _rows(notes)
+    if not len(note):
+        return np.zeros(0, bool)
     at = (start[note] + since, pitch[note])
     sound = np.log(np.maximum(frame[at].astype(np.float64), _CERTAIN)) - since * np.log(fade)
     raised = note * (np.ptp(sound) + 1.0)
     highest = np.maximum.accumulate(sound + raised) - raised
-    low = np.flatnonzero((sound < highest + np.log(part)) & ~onset[at])
-    note, first = np.unique(note[low], return_index=True)
+    return (sound < highest + np.log(part)) & ~onset[at]
+
+
+def _first_below(below: np.ndarray, notes: _Spans) -> np.ndarray:
+    """The first frame of each note that is below, or its end."""
+    start, stop, _ = notes
+    note, since = _rows(notes)
+    low = np.flatnonzero(below)
+    which, first = np.unique(note[low], return_index=True)
     stop = stop.copy()
-    stop[note] = start[note] + since[low[first]]
+    stop[which] = start[which] + since[low[first]]
+    return stop
+
+
+def _likeliest_ends(
+    below: np.ndarray, offset: np.ndarray, notes: _Spans, weight: float, around: int
+) -> np.ndarray:
+    """The frame at which each note ends: where frames before it and the offset roll speak for it.
+
+    Frame t is an end at least one frame after the start, at most at the end of the span, and
+    `around` frames from the first that is below. Its worth is the number of frames before it that
+    are not below, less that of those that are, and `weight` times the logarithm of offset[t].
+    """
+    start, _, pitch = notes
+    if not len(start):
+        return start
+    guess = _first_below(below, notes)
+    note, since = _rows(notes)
+    end = start[note] + since + 1  # of a note whose last frame this is
+    told = offset[np.minimum(end, len(offset) - 1), pitch[note]].astype(np.float64)
+    worth = np.cumsum(np.where(below, -1.0, 1.0)) + weight * np.log(told + _UNHEARD)
+    worth[np.abs(end - guess[note]) > around] = -np.inf
+    first = np.flatnonzero(since == 0)
+    best = np.flatnonzero(worth == np.maximum.reduceat(worth, first)[note])
+    which, earliest = np.unique(note[best], return_index=True)
+    stop = guess.copy()
+    stop[which] = end[best[earliest]]
     return stop
 
 

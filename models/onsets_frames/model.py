@@ -61,6 +61,7 @@ class OnsetsFramesConfig:
     onset_threshold: float = 0.5
     frame_threshold: float = 0.5
     frame_fall: float = 0.0
+    offset_worth: float = 0.0
     split_reonsets: bool = False
     # Velocity 0..1 to MIDI: v * scale + bias.
     velocity_scale: float = 127.0

@@ -40,7 +40,8 @@ class PieceDecoder:
       frames_per_s: of the activations.
       before: frames before its onset that a note depends on, and of which too many do no harm.
       after: frames in which an onset may still be unheard, at the end of a piece.
-      reach: frames from its onset that a note depends on; None where that is one past its end.
+      reach: frames from its onset that a note depends on; None where that is `settle` past its end.
+      settle: frames after its end that a note depends on, where `reach` is None.
       min_duration_s: shorter notes are left out.
       piece_s: seconds decoded together, at least.
     """
@@ -53,11 +54,12 @@ class PieceDecoder:
         before: int = 1,
         after: int = 1,
         reach: int | None = None,
+        settle: int = 0,
         min_duration_s: float = 0.0,
         piece_s: float = 300.0,
     ) -> None:
         self.decode, self.frames_per_s = decode, frames_per_s
-        self.before, self.after, self.reach = before, after, reach
+        self.before, self.after, self.reach, self.settle = before, after, reach, settle
         self.min_duration_s = min_duration_s
         self.piece = max(round(piece_s * frames_per_s), 1)
         self._waiting: list[dict[str, np.ndarray]] = []
@@ -95,7 +97,7 @@ class PieceDecoder:
         notes = self.decode(rolls)
         onset = self._first + notes.onset_s * self.frames_per_s
         offset = self._first + notes.offset_s * self.frames_per_s
-        known = offset if self.reach is None else onset + self.reach
+        known = offset + self.settle if self.reach is None else onset + self.reach
         there = onset > self._first + self.before - 1 + _BETWEEN if self._first else onset >= 0
         new = there & (known > self._seen - _BETWEEN if self._seen else there)
         whole = known < end - _BETWEEN

@@ -17,34 +17,55 @@ PORT = get_config("tiny")
 FRAME_S = 512 / 16000
 
 
-def plain_decode(onset, frame, velocity, split, probability=None, fall=0.0):
+def plain_decode(onset, frame, heard_rolls, split, fall=0.0, worth=0.0):
     """The rules written as loops: (start, stop, pitch, strength) in order."""
+    velocity, probability, offset = (heard_rolls[n] for n in ("velocity", "frame", "offset"))
     notes, fade = [], 0.5 ** (FRAME_S / 0.54)
     rise = onset & ~np.pad(onset, ((1, 0), (0, 0)))[:-1]
     for start, pitch in zip(*np.nonzero(rise), strict=True):
-        stop, heard, highest = start, [], 0.0
+        stop, highest, low = start, 0.0, []
         while stop < len(onset) and (onset[stop, pitch] or frame[stop, pitch]):
             if split and stop > start and rise[stop, pitch]:
                 break
-            if fall:
-                highest = max(fade * highest, probability[stop, pitch])
-                if not onset[stop, pitch] and probability[stop, pitch] < fall * highest:
-                    break
-            if onset[stop, pitch]:
-                heard.append(velocity[stop, pitch])
+            highest = max(fade * highest, probability[stop, pitch])
+            low.append(not onset[stop, pitch] and probability[stop, pitch] < fall * highest)
             stop += 1
-        notes.append((start, stop, pitch, np.mean(heard)))
+        guess = start + low.index(True) if True in low else stop
+        if worth:
+            points, best = 0.0, -np.inf
+            for end in range(start + 1, stop + 1):
+                points += -1 if low[end - 1 - start] else 1
+                told = offset[min(end, len(offset) - 1), pitch]
+                found = points + worth * np.log(told + 0.01)
+                if abs(end - guess) <= 16 and found > best + 1e-9:
+                    best, stop = found, end
+        else:
+            stop = guess
+        struck = onset[start:stop, pitch]
+        notes.append((start, stop, pitch, velocity[start:stop, pitch][struck].mean()))
     return notes
 
 
-@pytest.mark.parametrize(("split", "fall"), [(False, 0.0), (True, 0.0), (True, 0.5)])
-def test_decoding_by_plain_loops(split, fall):
+@pytest.mark.parametrize(
+    ("split", "fall", "worth"),
+    [(False, 0.0, 0.0), (True, 0.0, 0.0), (True, 0.5, 0.0), (True, 0.5, 10.0), (False, 0.6, 2.0)],
+)
+def test_decoding_by_plain_loops(split, fall, worth):
     rng = np.random.default_rng(0)
-    activations = {name: rng.random((200, 88)) for name in ("onset", "frame", "velocity")}
+    names = ("onset", "frame", "velocity", "offset")
+    activations = {name: rng.random((200, 88)) for name in names}
     activations["onset"] **= 4
-    notes = decode(activations, PORT, split_reonsets=split, frame_threshold=0.3, frame_fall=fall)
-    on, sounds = activations["onset"] > 0.5, activations["frame"] > 0.3
-    expected = plain_decode(on, sounds, activations["velocity"], split, activations["frame"], fall)
+    threshold = 0.3 if not worth else 0.05  # longer notes
+    notes = decode(
+        activations,
+        PORT,
+        split_reonsets=split,
+        frame_threshold=threshold,
+        frame_fall=fall,
+        offset_worth=worth,
+    )
+    on, sounds = activations["onset"] > 0.5, activations["frame"] > threshold
+    expected = plain_decode(on, sounds, activations, split, fall, worth)
     start, stop, pitch, strength = map(np.array, zip(*expected, strict=True))
     np.testing.assert_allclose(notes.onset_s, start * FRAME_S)
     np.testing.assert_allclose(notes.offset_s, stop * FRAME_S)
@@ -73,6 +94,9 @@ def test_decoding_options():
     assert ends(frame_fall=0.5) == [6, 5]
     assert ends(frame_fall=0.4) == ends() == [6, 5]
     assert ends(frame_fall=0.4, frame_threshold=0.1) == [9, 5]
+    # The offset in frame 5 outweighs the frame of sound after it, unless it is worth too little.
+    assert ends(frame_fall=0.5, offset_worth=10.0) == [5, 5]
+    assert ends(frame_fall=0.5, offset_worth=0.1) == [6, 5]
     frame[6:9, 40] = 0.8
     assert decode(heard, PORT).velocity.tolist() == [63, 31]
     assert decode(heard, PORT, velocity_at="onset").velocity.tolist() == [31, 31]

@@ -49,6 +49,7 @@ def music(system, count, seed=0, loud=0.9):
         ("onsets_frames", {}),
         ("onsets_frames", {"min_duration_s": 0.15, "offset_threshold": 0.5}),
         ("onsets_frames", {"split_reonsets": True, "velocity_at": "onset"}),
+        ("onsets_frames", {"frame_threshold": 0.2, "frame_fall": 0.5, "offset_worth": 10.0}),
         ("kong2021", {}),
         ("kong2021", {"pedal": False, "onset_threshold": 0.4}),
         ("piano_ar", {}),
