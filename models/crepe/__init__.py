@@ -61,7 +61,7 @@ SYSTEM = System(
             parameters=1_611_432,
             source=Source(
                 address="package:ours.safetensors",
-                sha256="1f2c727de590953c8e8788352618cb5d10d362818a7902d84579ef34c6a563e2",
+                sha256="b17db46f6f57f2b9d62e4796a24581783e1b4bf62dd2fb2a6d0df4c0486123dd",
                 size_bytes=3_230_728,
             ),
         ),
