@@ -15,8 +15,8 @@ _CARDS = {
         parameters=4_251_859,
         source=Source(
             address="package:small.safetensors",
-            sha256="41b76feefe279c7cc7c002ca86ef464de808ab6cec1013168ae542d5986e451e",
-            size_bytes=8_510_494,
+            sha256="2d574f64072793a7feb0ecc652d916ef4e002b9da2756a09dc4f311af2951d3b",
+            size_bytes=8_510_526,
         ),
         scores={
             "onset_f1, sampled grand": 0.940,

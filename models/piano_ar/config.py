@@ -125,7 +125,7 @@ def get_config(variant: str = "base") -> PianoARConfig:
         "demo": lambda: PianoARConfig(
             frontend=replace(preset("online_amt"), **_STREAMED), onset_boost=2.0
         ),
-        "small": _small,
+        "small": lambda: _small(doubt=1.5, onset_boost=2.0),
         "small_fast": lambda: _small(conv_ahead=(1, 0, 0), doubt=1.0, onset_boost=1.5),
         # Without the table: where weights are drawn at random it lets roundings change states.
         "tiny": lambda: _small(

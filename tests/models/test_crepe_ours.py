@@ -28,8 +28,13 @@ def scale(harmonics):
 
 @pytest.mark.parametrize(
     "harmonics",
-    [{1: 1.0}, {1: 1.0, 2: 0.7, 3: 0.5, 4: 0.3, 5: 0.2}, {2: 1.0, 3: 0.9, 4: 0.7, 5: 0.6, 6: 0.4}],
-    ids=["sine", "rich", "no fundamental"],
+    [
+        {1: 1.0},
+        {1: 1.0, 2: 0.7, 3: 0.5, 4: 0.3, 5: 0.2},
+        {2: 1.0, 3: 0.9, 4: 0.7, 5: 0.6, 6: 0.4},
+        {1: 0.2, 2: 1.0, 3: 0.15, 4: 0.1, 5: 0.1, 6: 0.05},
+    ],
+    ids=["sine", "rich", "no fundamental", "second harmonic leads"],
 )
 def test_a_scale_is_heard(tracker, harmonics):
     samples, hz = scale(harmonics)
