@@ -15,13 +15,13 @@ _CARDS = {
         parameters=3_204_856,
         source=Source(
             address="package:small.safetensors",
-            sha256="8c57fb8e10614887f1e7decd029d58bd6a78e1345219300143891ef7ebfa3174",
-            size_bytes=6_423_712,
+            sha256="cad91af04eaf99621ffa5825a82a0b28f819c0cc97a736e3643a8a842d0fb6f2",
+            size_bytes=6_423_768,
         ),
         scores={
             "onset_f1, sampled grand": 0.939,
             "onset_f1, unseen sound font in rooms": 0.884,
-            "onset_offset_f1, unseen sound font in rooms": 0.528,
+            "onset_offset_f1, unseen sound font in rooms": 0.631,
         },
         ability=Ability({"piano": 0.9385}, least_confidence=0.735, times_real_time=90.0),
     ),

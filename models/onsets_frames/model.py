@@ -138,6 +138,7 @@ def get_config(variant: str = "base") -> OnsetsFramesConfig:
             onset_threshold=0.36,
             frame_threshold=0.05,
             frame_fall=0.5,
+            offset_worth=10.0,
             split_reonsets=True,
         ),
         "tiny": lambda: _port(2),
