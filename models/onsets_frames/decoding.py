@@ -43,10 +43,9 @@ def decode(
     with `split_reonsets` also ends the first (Magenta). With `offset_threshold`, a note also ends
     where the offset roll rises, which no published form does by default; with `frame_fall` where
     frame is below that part of the highest it had in this note, which fades by half in 0.54 s
-    (0: never; ours, for what dampers do to long notes). With `offset_worth` that place is a first
-    guess: within half a second of it, the end is where the most speaks for it. Each frame before it
-    that is above that part speaks for it, each below against it, and an offset e times as likely as
-    that many frames (ours; 0: the first guess is kept). Velocity is the mean
+    (0: never; ours, for what dampers do to long notes). With `offset_worth` that is a first guess:
+    within half a second of it, the end is where most speaks for it: each frame before it above that
+    part, less those below, and an offset e times as likely as that many frames. Velocity is the mean
     over the onset frames of the note (port) or the value where it starts (Magenta). Notes shorter
     than `min_duration_s` are left out. Thresholds and splitting are the config's where None: they
     belong to the weights. No loop over frames; pitches are taken together, or in groups when the
@@ -71,8 +70,8 @@ def decode(
     hop_s = config.frontend.hop_length / config.frontend.sample_rate
     path = None
     if viterbi_alpha is not None:
-        onset, frame = np.asarray(activations["onset"]), np.asarray(activations["frame"])
-        path = two_state_path(onset, frame, viterbi_alpha)
+        rolls = (np.asarray(activations[name]) for name in ("onset", "frame"))
+        path = two_state_path(*rolls, viterbi_alpha)
     count, pitches = np.shape(activations["onset"])
     groups = min(pitches, 1 + count * pitches // _CELLS_AT_ONCE)
     edges = [pitches * g // groups for g in range(groups + 1)]
@@ -90,14 +89,7 @@ def decode(
             offset = some["offset"] > offset_threshold
         start, stop, pitch = _spans(onset, frame, offset, config.split_reonsets)
         if config.frame_fall and path is None:
-            fade = 0.5 ** (hop_s / _HALF_LIFE_S)
-            notes = (start, stop, pitch)
-            below = _below(some["frame"], onset, notes, config.frame_fall, fade)
-            if config.offset_worth and "offset" in some:
-                around = round(_AROUND_S / hop_s)
-                stop = _likeliest_ends(below, some["offset"], notes, config.offset_worth, around)
-            else:
-                stop = _first_below(below, notes)
+            stop = _ends(some, onset, (start, stop, pitch), config, hop_s)
         strength = _velocity(some.get("velocity"), onset, start, stop, pitch, velocity_at)
         found.append((start, stop, pitch + low, strength))
     start, stop, pitch, strength = (np.concatenate(column) for column in zip(*found, strict=True))
@@ -158,6 +150,22 @@ def _spans(
 
 
 _Spans = tuple[np.ndarray, np.ndarray, np.ndarray]  # first frame, frame after the last, pitch
+
+
+def _ends(
+    rolls: Mapping[str, np.ndarray],
+    onset: np.ndarray,
+    notes: _Spans,
+    config: OnsetsFramesConfig,
+    hop_s: float,
+) -> np.ndarray:
+    """The frame in which each note has ended: by the fall of frames, and by the offset roll."""
+    fade = 0.5 ** (hop_s / _HALF_LIFE_S)
+    below = _below(rolls["frame"], onset, notes, config.frame_fall, fade)
+    if not config.offset_worth or "offset" not in rolls:
+        return _first_below(below, notes)
+    around = round(_AROUND_S / hop_s)
+    return _likeliest_ends(below, rolls["offset"], notes, config.offset_worth, around)
 
 
 def _rows(notes: _Spans) -> tuple[np.ndarray, np.ndarray]:
