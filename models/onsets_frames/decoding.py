@@ -45,11 +45,11 @@ def decode(
     frame is below that part of the highest it had in this note, which fades by half in 0.54 s
     (0: never; ours, for what dampers do to long notes). With `offset_worth` that is a first guess:
     within half a second of it, the end is where most speaks for it: each frame before it above that
-    part, less those below, and an offset e times as likely as that many frames. Velocity is the mean
-    over the onset frames of the note (port) or the value where it starts (Magenta). Notes shorter
-    than `min_duration_s` are left out. Thresholds and splitting are the config's where None: they
-    belong to the weights. No loop over frames; pitches are taken together, or in groups when the
-    recording is so long that together they would need gigabytes.
+    part, less those below, and an offset e times as likely as that many frames. Velocity is the
+    mean over the onset frames of the note (port) or the value where it starts (Magenta). Notes
+    shorter than `min_duration_s` are left out. What is None is the config's: it belongs to the
+    weights. No loop over frames; pitches are taken together, or in groups when the recording is so
+    long that together they would need gigabytes.
 
     With `viterbi_alpha` (Magenta's is 0.5) none of these thresholds and rules is used: for each
     pitch the likeliest path through on and off is found (`two_state_path`), and a note is where it
