@@ -70,8 +70,8 @@ def decode(
     hop_s = config.frontend.hop_length / config.frontend.sample_rate
     path = None
     if viterbi_alpha is not None:
-        rolls = (np.asarray(activations[name]) for name in ("onset", "frame"))
-        path = two_state_path(*rolls, viterbi_alpha)
+        onset, frame = (np.asarray(activations[name]) for name in ("onset", "frame"))
+        path = two_state_path(onset, frame, viterbi_alpha)
     count, pitches = np.shape(activations["onset"])
     groups = min(pitches, 1 + count * pitches // _CELLS_AT_ONCE)
     edges = [pitches * g // groups for g in range(groups + 1)]
