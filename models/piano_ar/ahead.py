@@ -2,8 +2,7 @@
 
 A convolution over the frames before, now and after becomes one over now and the two before, if what
 lies ahead is taken to be as now: the weights of "after" are added to those of "now". So the network
-begins with most of what it knew (onset F1 0.63 without any training, where the same weights moved
-two frames give nothing of use) and has to learn only what the missing frame told.
+begins with much of what it knew and has to learn only what the missing frame told.
 """
 
 from collections.abc import Mapping
