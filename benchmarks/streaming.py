@@ -87,12 +87,12 @@ def model_at_hand(name: str) -> tuple[LoadedModel, bool]:
 # Time ---------------------------------------------------------------------------------------------
 
 
-def playing(spec: Any, minutes: float) -> Iterator[np.ndarray]:
+def playing(spec: Any, count: int) -> Iterator[np.ndarray]:
     """Hops of something that changes: decaying tones over a little noise, the same every time."""
     rng = np.random.default_rng(0)
     seconds = np.arange(spec.hop) / spec.sample_rate
     struck_s, hz = -1.0, 440.0
-    for step in range(round(minutes * 60 * spec.sample_rate / spec.hop)):
+    for step in range(count):
         now_s = step * spec.hop / spec.sample_rate
         if now_s - struck_s > 0.4:
             struck_s, hz = now_s, float(rng.uniform(80, 1200))
@@ -106,15 +106,17 @@ def timed(name: str, model: nnx.Module, minutes: float) -> dict[str, Any]:
     begun = time.perf_counter()
     streamer = Streamer(model)
     start_s = time.perf_counter() - begun
-    spec, times, warm_mb = streamer.spec, [], 0.0
-    for hop in playing(spec, minutes):
+    spec, warm_mb = streamer.spec, 0.0
+    count = round(minutes * 60 * spec.sample_rate / spec.hop)
+    times = np.full(count, np.nan)  # all of it now: a list would grow beside the model
+    for step, hop in enumerate(playing(spec, count)):
         begun = time.perf_counter()
         streamer.feed(hop)
-        times.append(time.perf_counter() - begun)
+        times[step] = time.perf_counter() - begun
         if not warm_mb and streamer.time_s >= min(WARM_S, 30 * minutes):
             warm_mb = resident_mb()
     grown_mb = resident_mb() - warm_mb
-    steps = 1e3 * np.array(times[spec.delay :])  # before, there is no result to wait for
+    steps = 1e3 * times[spec.delay :]  # before, there is no result to wait for
     at = {f"p{q}": float(np.percentile(steps, q)) for q in (50, 90, 99)}
     return {
         "benchmark": "streaming",
