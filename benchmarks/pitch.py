@@ -7,7 +7,7 @@ Sets; what is absent is left out, with a line that says so:
 
     voices   generated voices whose pitch is exact: formants, vibrato, glides, leaps, rests, and
              noise from none to as loud as 10 dB below the voice, in a third of them without a
-             fundamental
+             fundamental; the 20 ms over which a voice fades in or out count neither way
     font     melodies played by instruments of a sound font, with rests; truth is the score
     hard     plucked strings, frequency modulation, glottal flow, resonant sweeps, whistles, small
              loudspeakers, in rooms, pink noise and talk (`pitch_pieces.py`); pitch is exact
@@ -16,7 +16,7 @@ Sets; what is absent is left out, with a line that says so:
 Scores are mir_eval's: raw pitch accuracy within 50, 25 and 10 cents and raw chroma accuracy
 (octaves forgiven, 50 cents) over frames that have a pitch, whatever the tracker says of voicing;
 and voicing recall, voicing false alarms and overall accuracy with the tracker's own voicing at its
-defaults. All trackers look from 50 to 2006 Hz every 10 ms.
+defaults. All trackers look from 50 to 2006 Hz every 10 ms; pitches beyond do not count.
 
 None of these sets and their generators is in the training data of `crepe.ours`: the generators are
 others, and the sound font was kept apart.
@@ -68,6 +68,7 @@ PLAYERS = {
 PERIODICITY = 0.21  # torchcrepe's manual
 CENTS = (50, 25, 10)
 SETS = ("voices", "hard", "font", "sung")
+FIRST = 200  # seed of the first generated piece: those before were looked at while voicing was set
 SIZES = ("ours", "tiny", "full")
 TRACKERS = ("musicjax", "torchcrepe", "pyin")
 
@@ -229,9 +230,9 @@ def sets(wanted: Sequence[str], count: int, font: Path, shared: Path) -> dict[st
     """Every set that is wanted and can be made, by name; the same at every call."""
     found = {}
     if "voices" in wanted:
-        found["voices"] = [voice(seed) for seed in range(count)]
+        found["voices"] = [voice(FIRST + i) for i in range(count)]
     if "hard" in wanted:
-        found["hard"] = [Piece(*hard(seed)) for seed in range(2 * count)]
+        found["hard"] = [Piece(*hard(FIRST + i)) for i in range(2 * count)]
     if "font" in wanted and available() and font.is_file():
         players = list(PLAYERS.values())
         found["font"] = [melody(i, font, *players[i % len(players)]) for i in range(count)]
@@ -243,7 +244,13 @@ def sets(wanted: Sequence[str], count: int, font: Path, shared: Path) -> dict[st
     for name in wanted:
         if name not in found:
             print(f"{name}: FluidSynth, {font} or {path} is missing: left out")
-    return found
+    return {name: [within(piece) for piece in pieces] for name, pieces in found.items()}
+
+
+def within(piece: Piece) -> Piece:
+    """The piece without the frames whose pitch no tracker looks for."""
+    counts = (piece.f0_hz == 0) | ((piece.f0_hz >= MIN_HZ) & (piece.f0_hz <= MAX_HZ))
+    return Piece(piece.samples, piece.time_s[counts], piece.f0_hz[counts])
 
 
 def voice(seed: int, seconds: float = 8.0) -> Piece:
@@ -266,14 +273,16 @@ def voice(seed: int, seconds: float = 8.0) -> Piece:
     for begin, end in sounds:
         gate[(time >= begin) & (time < end)] = 1.0
     ramp = np.hanning(321) / np.hanning(321).sum()
-    samples = 0.1 * samples * np.convolve(gate, ramp, "same") / max(1e-9, samples.std())
+    loudness = np.convolve(gate, ramp, "same")
+    samples = 0.1 * samples * loudness / max(1e-9, samples.std())
     noise = rng.normal(size=len(time))
     if seed % 2:  # brown rather than white, leaking so that it does not drift away
         noise = np.convolve(noise, 0.99 ** np.arange(1000))[: len(time)]
     samples += 0.1 * 10 ** (-rng.uniform(10, 60) / 20) * noise / noise.std()
     place = np.arange(0, len(time), HOP)
+    counts = (loudness[place] < 1e-6) | (loudness[place] > 1 - 1e-6)
     truth = np.where(gate[place] > 0, hz[place], 0.0)
-    return Piece(samples.astype(np.float32), time[place], truth)
+    return Piece(samples.astype(np.float32), time[place][counts], truth[counts])
 
 
 def line(

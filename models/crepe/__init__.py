@@ -61,7 +61,7 @@ SYSTEM = System(
             parameters=1_611_432,
             source=Source(
                 address="package:ours.safetensors",
-                sha256="b17db46f6f57f2b9d62e4796a24581783e1b4bf62dd2fb2a6d0df4c0486123dd",
+                sha256="939572909870020c4a07d4ffdc3fac4cc606eb0f710e0c83329d3495ae8c38ea",
                 size_bytes=3_230_728,
             ),
         ),

@@ -65,9 +65,7 @@ def get_config(variant: str = "full") -> CrepeConfig:
     its first narrower.
     """
     if variant == "ours":
-        return CrepeConfig(
-            channels=OURS, dropout=0.0, norm_momentum=0.9, unvoiced_weight=1.0, voicing=0.23
-        )
+        return CrepeConfig(channels=OURS, dropout=0.0, norm_momentum=0.9, unvoiced_weight=1.0)
     multipliers = {"tiny": 4, "small": 8, "medium": 16, "large": 24, "full": 32, "base": 32}
     if variant not in multipliers:
         raise ConfigError(

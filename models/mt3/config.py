@@ -47,6 +47,7 @@ class MT3Config:
     # Weight of a second loss, on what a head of the encoder says of each frame; 0: no such head.
     # What it says also counts when tokens are written, see `evidence.py`.
     frame_weight: float = 0.0
+    onset_weight: float = 1.0  # of onsets and hits of drums in that loss, beside what sounds
     # Weight of the loss on tokens; 0: the decoder is left alone, which trains the encoder quickly.
     token_weight: float = 1.0
     policy: Policy = Policy()  # noqa: RUF009 - frozen

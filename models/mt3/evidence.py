@@ -29,6 +29,7 @@ from musicjax.notes.vocabulary import CodecConfig, TokenClass, vocabulary_of
 FAMILIES = 16  # of General MIDI, eight programs each
 ROLLS = ("onset", "frame", "drum")  # of 128 pitches or keys each
 NUM_ROLLS = len(ROLLS) + 2 * FAMILIES  # and onsets by family, then what sounds by family
+IS_ONSET = (True, False, True) + (True,) * FAMILIES + (False,) * FAMILIES  # of each roll
 CELLS = 128
 _START, _ENDING, _BEGINNING, _DRUMMING = range(4)  # how far the order of a moment has gone
 _UNSAID = 0  # no velocity has been said; otherwise _ENDING or _BEGINNING

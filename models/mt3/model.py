@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
@@ -27,6 +28,7 @@ from musicjax.errors import AudioError
 from musicjax.models.mt3.config import MT3Config
 from musicjax.models.mt3.evidence import (
     CELLS,
+    IS_ONSET,
     NUM_ROLLS,
     ROLLS,
     Evidence,
@@ -255,8 +257,9 @@ def loss(
 
     batch: audio (B, N) float32 in -1..1 or int16, and what `targets` gives, stacked. token:
     cross-entropy, summed or a mean over tokens (`loss_over`); z: T5's z-loss; frame: the encoder's
-    head, binary cross-entropy summed over cells, mean a position; each is weighted. left_out, which
-    is no part of the sum: the share of segments whose tokens were too many.
+    head, binary cross-entropy summed over cells, onsets weighted, mean a position; each is
+    weighted. left_out, which is no part of the sum: the share of segments whose tokens were too
+    many.
     """
     config, audio, tokens = model.config, batch["audio"], batch["tokens"]
     if audio.dtype == jnp.int16:
@@ -275,7 +278,9 @@ def loss(
         label = batch["rolls"].astype(jnp.float32)
         seen = model.rolls(encoded)
         cell = jax.nn.softplus(seen) - label * seen
-        parts["frame"] = config.frame_weight * cell.sum((2, 3)).mean()
+        rows = config.frame_weight * cell.sum(3).mean((0, 1))
+        weights = np.where(IS_ONSET, config.onset_weight, 1.0)
+        parts["frame"] = (rows * weights).sum()
         evidence: Any = model.evidence
         heard = evidence.heard(seen) if config.token_weight else None
     if config.token_weight:

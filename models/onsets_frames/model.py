@@ -229,7 +229,7 @@ def _bilstm(width: int, config: OnsetsFramesConfig, rngs: nnx.Rngs) -> BiLSTM:
 class OnsetsFrames(nnx.Module):
     """The network: features to onset, offset, activation, frame and velocity for every pitch."""
 
-    context_s: ClassVar[float] = 2.0  # sound further away than this hardly changes a frame
+    context_s: ClassVar[float] = 1.5  # sound further away than this hardly changes a frame
 
     def __init__(self, config: OnsetsFramesConfig, *, rngs: nnx.Rngs):
         self.config = config

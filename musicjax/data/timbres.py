@@ -255,7 +255,7 @@ def organ(rng: np.random.Generator, sung: Melody, count: int, sample_rate: int) 
 
 def trap(rng: np.random.Generator, sung: Melody, count: int, sample_rate: int) -> np.ndarray:
     """What leads to errors of an octave: the fundamental weak or missing, even harmonics far above
-    odd ones, a single harmonic that stands out, or a faint subharmonic."""
+    odd ones, a single harmonic that stands out, or harmonics at random."""
     slope = rng.uniform(0.3, 1.6)
     kind = rng.choice(["missing", "even", "single", "scattered"])
     gone = int(rng.integers(1, 4))
@@ -274,6 +274,21 @@ def trap(rng: np.random.Generator, sung: Melody, count: int, sample_rate: int) -
             form = np.where(number == chosen, strong, 1.0) * form
         else:
             form = spread[: len(number)] * form
+        return form, form * number**0.3
+
+    return periodic(rng, sung, count, sample_rate, spectrum, jitter=rng.uniform(0, 0.003))
+
+
+def few(rng: np.random.Generator, sung: Melody, count: int, sample_rate: int) -> np.ndarray:
+    """A few harmonics stand out so far above the others, a narrow formant on each, that they sound
+    like a tone of their own; the fundamental often less than any."""
+    slope = rng.uniform(0.3, 1.2)
+    gains = np.full(_MOST, 10 ** (-rng.uniform(10, 30) / 20))
+    gains[rng.integers(0, 12, rng.integers(1, 4))] = 1.0
+    gains[0] *= 10 ** (-rng.choice([0.0, rng.uniform(5, 50)]) / 20)
+
+    def spectrum(number: np.ndarray, hz: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        form = gains[: len(number)] * number**-slope
         return form, form * number**0.3
 
     return periodic(rng, sung, count, sample_rate, spectrum, jitter=rng.uniform(0, 0.003))
@@ -341,6 +356,9 @@ TIMBRES: tuple[Timbre, ...] = (
     organ,
     trap,
     trap,
+    few,
+    few,
+    few,
     plucked,
 )
 
