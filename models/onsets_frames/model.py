@@ -229,7 +229,8 @@ def _bilstm(width: int, config: OnsetsFramesConfig, rngs: nnx.Rngs) -> BiLSTM:
 class OnsetsFrames(nnx.Module):
     """The network: features to onset, offset, activation, frame and velocity for every pitch."""
 
-    context_s: ClassVar[float] = 1.5  # sound further away than this hardly changes a frame
+    # An LSTM never forgets wholly: with 2 s as many notes differ from those of one long window.
+    context_s: ClassVar[float] = 1.5
 
     def __init__(self, config: OnsetsFramesConfig, *, rngs: nnx.Rngs):
         self.config = config
