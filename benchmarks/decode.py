@@ -18,12 +18,17 @@ whole         the same with a cache that has room for all that MT3 may write fro
 transformers  T5ForConditionalGeneration.generate in batches of as many rows, with its own cache and
               relative positions, where ours has MT3's sinusoids
 
+The rows of ours are divided over `--devices`: on a CPU its cores, each a device of JAX's, because
+a step is too short for several threads to share.
+
 `facts.tokens` over `steady` is tokens a second.
 """
 
 import argparse
 import importlib.util
+import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +37,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from harness import Case, Subject, compare
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from musicjax.data.corpora import find_scores
 from musicjax.decode import GenerateConfig, Segment, SlotDecoder, advance, generate, start
@@ -60,14 +66,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--segments", type=int, default=512)
     parser.add_argument("--slots", type=int, default=32)
+    parser.add_argument("--queue", type=int, help="segments encoded at once; default: the slots")
     parser.add_argument("--release", type=int, default=1)
     parser.add_argument("--size", choices=SIZES, default="mt3")
+    parser.add_argument("--devices", type=int, help="default: all; on a CPU, its cores")
     parser.add_argument("--midi", type=Path, default=MIDI, help="folder of corpora")
     parser.add_argument("--shuffle", action="store_true", help="mix the segments of all recordings")
     parser.add_argument("--subjects", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--dry-run", action="store_true", help="print, but record nothing")
     arguments = parser.parse_args()
+    jax.config.update("jax_num_cpu_devices", arguments.devices or len(os.sched_getaffinity(0)))
+    count = arguments.devices or jax.local_device_count()
+    arguments.mesh = jax.make_mesh(
+        (count,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:count]
+    )
 
     lengths, origin = corpus_lengths(arguments.midi, arguments.segments)
     if arguments.shuffle:
@@ -84,7 +97,9 @@ def main() -> None:
         "lengths": origin,
         "shuffled": arguments.shuffle,
         "slots": arguments.slots,
+        "queue": arguments.queue or arguments.slots,
         "release": arguments.release,
+        "devices": count,
     }
     print(facts)
     subjects = []
@@ -145,7 +160,16 @@ def by_slots(
     """Slot refilling."""
     weights, prefill, step = network(config)
     rules = GenerateConfig(max_length=int(lengths.max()), end_tokens=())
-    decoder = SlotDecoder(prefill, step, rules, slots=arguments.slots, release=arguments.release)
+    decoder = SlotDecoder(
+        prefill,
+        step,
+        rules,
+        slots=arguments.slots,
+        queue=arguments.queue,
+        release=arguments.release,
+        mesh=arguments.mesh,
+    )
+    weights = jax.device_put(weights, NamedSharding(arguments.mesh, PartitionSpec()))
 
     def run() -> int:
         segments = (
@@ -170,22 +194,11 @@ def by_fixed_batches(
     weights, prefill, step = network(config)
     rules = GenerateConfig(max_length=int(lengths.max()), end_tokens=())
 
-    @jax.jit
-    def decode(weights: Any, encoded: jax.Array, limits: jax.Array) -> Any:
+    def decode(weights: Any, encoded: jax.Array, limits: jax.Array) -> jax.Array:
         cache = prefill(weights, encoded, rules.max_length)
-        return generate(lambda t, c: step(weights, t, c), cache, rules, limits=limits)
+        return generate(lambda t, c: step(weights, t, c), cache, rules, limits=limits).lengths
 
-    def run() -> int:
-        total, rows = 0, arguments.slots
-        for begin in range(0, len(lengths), rows):
-            numbers = np.arange(begin, begin + rows)
-            limits = np.where(numbers < len(lengths), lengths[numbers % len(lengths)], 0)
-            got = decode(weights, encoded[numbers % len(encoded)], jnp.asarray(limits))
-            assert (np.asarray(got.lengths) == limits).all()
-            total += int(np.asarray(got.lengths).sum())
-        return total
-
-    return run
+    return in_batches(decode, weights, lengths, encoded, arguments)
 
 
 def by_whole_caches(
@@ -198,7 +211,6 @@ def by_whole_caches(
     weights, prefill, step = network(config)
     rules = GenerateConfig(max_length=MAX_LENGTH, end_tokens=())
 
-    @jax.jit
     def decode(weights: Any, encoded: jax.Array, limits: jax.Array) -> jax.Array:
         state = start(prefill(weights, encoded, MAX_LENGTH), rules, limits=limits)
         state = jax.lax.while_loop(
@@ -208,14 +220,31 @@ def by_whole_caches(
         )
         return state.lengths
 
+    return in_batches(decode, weights, lengths, encoded, arguments)
+
+
+def in_batches(
+    decode: Callable[[Any, jax.Array, jax.Array], jax.Array],
+    weights: Any,
+    lengths: np.ndarray,
+    encoded: np.ndarray,
+    arguments: argparse.Namespace,
+) -> Callable[[], int]:
+    """A batch at a time, each device on its share of it."""
+    rows, mesh = arguments.slots, arguments.mesh
+    each, whole = PartitionSpec("data"), PartitionSpec()
+    share = partial(jax.shard_map, mesh=mesh, out_specs=each, check_vma=False)
+    shared = jax.jit(share(decode, in_specs=(whole, each, each)))
+    weights = jax.device_put(weights, NamedSharding(mesh, whole))
+
     def run() -> int:
-        total, rows = 0, arguments.slots
+        total = 0
         for begin in range(0, len(lengths), rows):
             numbers = np.arange(begin, begin + rows)
             limits = np.where(numbers < len(lengths), lengths[numbers % len(lengths)], 0)
-            got = decode(weights, encoded[numbers % len(encoded)], jnp.asarray(limits))
-            assert (np.asarray(got) == limits).all()
-            total += int(np.asarray(got).sum())
+            got = np.asarray(shared(weights, encoded[numbers % len(encoded)], limits))
+            assert (got == limits).all()
+            total += int(got.sum())
         return total
 
     return run
