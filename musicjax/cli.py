@@ -136,12 +136,14 @@ def _write_each(
 
 def compare(args: argparse.Namespace) -> int:
     """What several models hear in one recording; exit code 1 when some failed, 2 when all did."""
+    from musicjax.infer import cores_as_devices
     from musicjax.tasks.choice import at_hand
     from musicjax.tasks.comparison import Comparison
     from musicjax.tasks.comparison import compare as run
     from musicjax.tasks.files import plan
 
     (job,) = plan([args.file], args.output or ["."], ("png",), known=Comparison.FORMATS)
+    cores_as_devices()
     names = [n for n in args.models.split(",") if n] if args.models else at_hand()
     with Bar(f"{len(names)} models") as bar:
         bar.start((_total_seconds([job.source]) or 0.0) * len(names) or None)
@@ -470,8 +472,10 @@ def bench(args: argparse.Namespace) -> int:
 
 
 def _load(args: argparse.Namespace, bar: Bar, **settings: Any) -> Any:
+    from musicjax.infer import cores_as_devices
     from musicjax.tasks import load
 
+    cores_as_devices()
     chosen = choice_of(args)
     task, name = _TASK_OF_VERB.get(args.verb), args.model if chosen is None else chosen.name
     if getattr(args, "together", None) is not None:

@@ -1,6 +1,6 @@
 """How a task is run: recordings of any length, many files, devices and the compile cache."""
 
-from musicjax.infer.devices import find_device, keep_compiled
+from musicjax.infer.devices import cores_as_devices, find_device, keep_compiled, spread
 from musicjax.infer.long import (
     CarryingRunner,
     FixedLayout,
@@ -40,12 +40,14 @@ __all__ = [
     "Window",
     "as_recording",
     "attempt",
+    "cores_as_devices",
     "find_device",
     "hear",
     "keep_compiled",
     "layout",
     "part_of",
     "sample_blocks",
+    "spread",
     "stitch",
     "windows",
 ]

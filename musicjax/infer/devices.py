@@ -1,17 +1,26 @@
-"""The device a model runs on, and compiled programs that outlive the process."""
+"""The devices a model runs on, and compiled programs that outlive the process.
+
+A runner computes on one device, or on a mesh of several along `data`: weights whole on each, each
+with its share of the rows. `Where` says which; None leaves it to jax.
+"""
 
 import contextlib
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from musicjax.errors import ConfigError
 from musicjax.hub import compile_cache_folder
 
+Where: TypeAlias = "jax.Device | Mesh | None"
+
 _OFF = ("0", "off", "no", "false")
+_WHOLE, _ROWS = PartitionSpec(), PartitionSpec("data")
 
 
 def find_device(name: str | None) -> jax.Device:
@@ -30,6 +39,59 @@ def find_device(name: str | None) -> jax.Device:
             f"there is no device {name!r} here; there are {known}. A GPU needs "
             "`pip install 'musicjax[cuda]'`."
         ) from error
+
+
+def spread(device: jax.Device | None, *, cores: bool = False) -> Where:
+    """The device that was asked for, or else all that this process has, where there are several.
+
+    All devices of a CPU share its cores, and most computations keep them all busy from one: those
+    count only with `cores`, for steps that are too short for that (see `cores_as_devices`).
+    """
+    devices = jax.local_devices()
+    if device is not None or len(devices) == 1 or (devices[0].platform == "cpu" and not cores):
+        return device
+    return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def cores_as_devices() -> None:
+    """Make each CPU core a device of jax's, where it has no better ones.
+
+    To be called before jax is first used; does nothing afterwards, or where JAX_NUM_CPU_DEVICES
+    says how many there are.
+    """
+    if "JAX_NUM_CPU_DEVICES" in os.environ:
+        return
+    with contextlib.suppress(RuntimeError):  # jax has been used already
+        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+
+
+def shares(where: Where) -> int:
+    """On how many devices rows are divided."""
+    return where.size if isinstance(where, Mesh) else 1
+
+
+def put_whole(tree: Any, where: Where) -> Any:
+    """The arrays on the device, or whole on each."""
+    return jax.device_put(tree, NamedSharding(where, _WHOLE) if isinstance(where, Mesh) else where)
+
+
+def put_rows(tree: Any, where: Where) -> Any:
+    """The arrays on the device, or each device's share of their first axis on it."""
+    return jax.device_put(tree, NamedSharding(where, _ROWS) if isinstance(where, Mesh) else where)
+
+
+def on_rows(function: Callable[..., Any], where: Where) -> Callable[..., Any]:
+    """function(weights, rows, ...) as it is, or on each device with its share of all rows."""
+    if not isinstance(where, Mesh):
+        return function
+
+    def shared(weights: Any, *rows: Any) -> Any:
+        specs = (_WHOLE, *(_ROWS for _ in rows))
+        return jax.shard_map(
+            function, mesh=where, in_specs=specs, out_specs=_ROWS, check_vma=False
+        )(weights, *rows)
+
+    return shared
 
 
 def _cpus() -> list[jax.Device]:

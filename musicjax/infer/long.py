@@ -20,7 +20,7 @@ from flax import nnx
 from jaxtyping import Float, Float32, Int
 
 from musicjax.audio.framing import Windowing
-from musicjax.infer.devices import mending_cache
+from musicjax.infer.devices import Where, mending_cache, on_rows, put_rows, put_whole, shares
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Layout:
     hop             samples from one frame to the next
     window_frames   frames of one window
     context_frames  frames at each inner end of a window that are computed and thrown away
-    batch_size      windows computed at once
+    batch_size      windows computed at once; a `Runner` on several devices, so many on each
     """
 
     hop: int
@@ -189,23 +189,20 @@ def _window(
 
 
 class Runner:
-    """A model's activations for batches of windows, compiled once.
+    """A model's activations for batches of windows, compiled once, on one device or on several.
 
     The module is split once; its state is an argument of the compiled function, so that a call
     costs a fraction of a millisecond before the arithmetic begins. Activations come as float16,
     those that the model names in `float32_activations` as float32.
     """
 
-    def __init__(
-        self, model: nnx.Module, layout: AnyLayout, *, device: jax.Device | None = None
-    ) -> None:
-        self.layout = layout
+    def __init__(self, model: nnx.Module, layout: AnyLayout, *, device: Where = None) -> None:
+        self.layout = replace(layout, batch_size=layout.batch_size * shares(device))
         self.device = device
         graph, state = nnx.split(model)
-        self._state = jax.device_put(state, device)
+        self._state = put_whole(state, device)
         exact = frozenset(getattr(model, "float32_activations", ()))
 
-        @jax.jit
         def activations(
             state: nnx.State, audio: Float[jax.Array, "B N"], frames: Int[jax.Array, "B"]
         ) -> dict[str, Float[jax.Array, "B T ..."]]:
@@ -213,7 +210,8 @@ class Runner:
             found = model.activations(audio, frames=frames)
             return {n: v if n in exact else v.astype(jnp.float16) for n, v in found.items()}
 
-        self._activations: Any = activations  # jax.jit's result, whose cache size is not typed
+        # Any: jax.jit's result, whose cache size is not typed.
+        self._activations: Any = jax.jit(on_rows(activations, device))
 
     @property
     def programs(self) -> int:
@@ -222,7 +220,7 @@ class Runner:
 
     def take_weights(self, model: nnx.Module) -> None:
         """Go on with another model of the same config, without compiling again."""
-        self._state = jax.device_put(nnx.state(model), self.device)
+        self._state = put_whole(nnx.state(model), self.device)
 
     def batch(
         self, audio: Float32[np.ndarray, "B N"], frames: Int[np.ndarray, "B"]
@@ -231,7 +229,7 @@ class Runner:
 
         `frames` tells how many frames of each window are sound.
         """
-        arguments = jax.device_put((audio, frames), self.device)
+        arguments = put_rows((audio, frames), self.device)
         with contextlib.nullcontext() if self.programs else mending_cache():
             return self._activations(self._state, *arguments)
 

@@ -31,7 +31,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
-from musicjax.infer.devices import mending_cache
+from musicjax.infer.devices import Where, mending_cache, put_rows, put_whole, shares
 from musicjax.infer.long import Window
 
 _LEAST_QUESTIONS = 128  # intervals described at once, at least; then the next power of two
@@ -100,23 +100,24 @@ class _Placed(NamedTuple):
 class SegmentRunner:
     """Events of recordings, in the place of a `Runner`'s activations. Compiled once.
 
-    The state of the model is an argument of the compiled functions. While the host reads one
+    The state of the model is an argument of the compiled functions. `batch_size` segments are heard
+    at once on each device. While the host reads one
     batch, the device hears the next. A segment of nothing but zeros, such as often lies behind the
     end of a recording, is heard once: what the model says of it is kept.
     """
 
-    def __init__(self, model: Any, *, batch_size: int, device: jax.Device | None = None) -> None:
+    def __init__(self, model: Any, *, batch_size: int, device: Where = None) -> None:
         self.layout = Segmentation(
             model.segment_samples,
             model.segment_hop,
             model.segment_lead,
-            batch_size,
+            batch_size * shares(device),
             stereo=getattr(model, "hear_stereo", False),
         )
         self.device = device
         self._new_reader = model.reader
         graph, state = nnx.split(model)
-        self._state = jax.device_put(state, device)
+        self._state = put_whole(state, device)
         self._prepare: Any = jax.jit(lambda state: nnx.merge(graph, state).prepare())
         self._prepared: Any = None
         self._silence: tuple[Any, int] | None = None  # what was heard of zeros, and in which row
@@ -136,7 +137,7 @@ class SegmentRunner:
 
     def take_weights(self, model: nnx.Module) -> None:
         """Go on with another model of the same config, without compiling again."""
-        self._state = jax.device_put(nnx.state(model), self.device)
+        self._state = put_whole(nnx.state(model), self.device)
         self._prepared = self._silence = None
 
     def run(
@@ -183,7 +184,7 @@ class SegmentRunner:
         with contextlib.nullcontext() if self.programs else mending_cache():
             if self._prepared is None:
                 self._prepared = self._prepare(self._state)
-            return self._hear(self._state, jax.device_put(audio, self.device), self._prepared)
+            return self._hear(self._state, put_rows(audio, self.device), self._prepared)
 
     def _read(
         self, filled: list[_Placed], heard: Any, readers: dict[Any, Any]

@@ -25,10 +25,11 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Int32
 
 from musicjax.decode import Decoded, GrammarMask, Segment, SlotDecoder, Tally
-from musicjax.infer.devices import mending_cache
+from musicjax.infer.devices import Where, mending_cache, put_whole, shares
 from musicjax.infer.long import Window
 from musicjax.infer.segments import Segmentation
 from musicjax.notes import Codec, TokenDecoder
@@ -47,7 +48,7 @@ class SequenceRunner:
 
     Args:
       model: see the module's text.
-      slots: segments that are written at once.
+      slots: segments that are written at once on each device.
       grammar: which tokens may follow which; None leaves the choice to the model.
       biased: width of the bias that segments may bring, see `SlotDecoder`.
     """
@@ -59,15 +60,16 @@ class SequenceRunner:
         slots: int,
         grammar: GrammarMask | None = None,
         biased: int | None = None,
-        device: jax.Device | None = None,
+        device: Where = None,
     ) -> None:
+        slots *= shares(device)
         samples = model.segment_samples
         self.layout = Segmentation(samples, samples, 0, slots, beyond=1)
         self.device = device
         self.tally = Tally()
         self._most = model.generation.max_length
         graph, state = nnx.split(model)
-        self._state = jax.device_put(state, device)
+        self._state = put_whole(state, device)
 
         def prefill(state: nnx.State, inputs: Any, max_length: int) -> Any:
             return nnx.merge(graph, state).prefill(inputs["audio"], inputs["length"], max_length)
@@ -76,7 +78,13 @@ class SequenceRunner:
             return nnx.merge(graph, state).step(tokens, cache)
 
         self._decoder = SlotDecoder(
-            prefill, step, model.generation, slots=slots, grammar=grammar, biased=biased
+            prefill,
+            step,
+            model.generation,
+            slots=slots,
+            grammar=grammar,
+            biased=biased,
+            mesh=device if isinstance(device, Mesh) else None,
         )
 
     @property
@@ -86,7 +94,7 @@ class SequenceRunner:
 
     def take_weights(self, model: nnx.Module) -> None:
         """Go on with another model of the same config, without compiling again."""
-        self._state = jax.device_put(nnx.state(model), self.device)
+        self._state = put_whole(nnx.state(model), self.device)
 
     def run(
         self, jobs: Iterable[tuple[Any, Window]]
@@ -145,7 +153,7 @@ class AgreeingRunner(SequenceRunner):
         *,
         slots: int,
         grammar: GrammarMask | None = None,
-        device: jax.Device | None = None,
+        device: Where = None,
     ) -> None:
         self.codec, self.agreement = Codec(model.config.codec), agreement
         rows = self.codec.vocabulary.rows

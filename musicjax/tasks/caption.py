@@ -21,7 +21,16 @@ from musicjax.decode import BeamConfig, GenerateConfig, beam_search, generate
 from musicjax.errors import ConfigError, DataError, OutputError
 from musicjax.files import atomic_write
 from musicjax.hub import LoadedModel
-from musicjax.infer import FixedLayout, Heard, Recording, Runner, as_recording, attempt, hear
+from musicjax.infer import (
+    FixedLayout,
+    Heard,
+    Recording,
+    Runner,
+    as_recording,
+    attempt,
+    hear,
+    spread,
+)
 
 Source = Recording | np.ndarray | tuple[np.ndarray, int]
 
@@ -123,7 +132,7 @@ class Captioner:
       tokenizer: a file or folder (see `musicjax.text.open_tokenizer`); None takes the one beside
         the weights, else the one that the weights name.
       batch_size: clips heard at once.
-      device: where to compute; None takes jax's default.
+      device: where to compute; None takes all GPUs that there are, or the CPU.
     """
 
     def __init__(
@@ -171,7 +180,7 @@ class Captioner:
         windowing = Windowing(samples=samples, stride=samples, lead=0, first=0, last=1)
         size = batch_size or (CPU_BATCH if on_cpu else GPU_BATCH)
         layout = FixedLayout(self.config.frontend.hop_length, windowing, size)
-        self.runner = Runner(writer, layout, device=device)
+        self.runner = Runner(writer, layout, device=spread(device))
         self._decode = loaded.system.resolve("decode")
         self._decode({"tokens": np.zeros((1, 1), np.int32)}, self.config)  # is there a tokenizer?
 

@@ -36,7 +36,7 @@ def load(
         the best transcriber that needs no download, as `musicjax.choose` finds it.
       task: what it is to be used for ("transcribe", "pitch", "caption"); None takes whatever the
         model does.
-      device: "cpu", "gpu" or "cuda:1"; None takes the one that jax prefers.
+      device: "cpu", "gpu" or "cuda:1"; None takes all GPUs that there are, or else the CPU.
       policy: dtypes; None keeps the ones stored with the weights.
       progress: called with bytes there and bytes in all while weights are downloaded.
       settings: further arguments of the task's class (for a Transcriber window_s, batch_size; for
@@ -50,7 +50,7 @@ def load(
     from musicjax.infer import find_device, keep_compiled
 
     keep_compiled()
-    chosen = find_device(device)
+    chosen = None if device is None else find_device(device)
     if name == AUTO:
         if task not in (None, "transcribe"):
             raise ConfigError(f"auto chooses among transcribers; for {task!r} name a model.")

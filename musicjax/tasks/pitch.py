@@ -26,6 +26,7 @@ from musicjax.infer import (
     hear,
     layout,
     part_of,
+    spread,
 )
 from musicjax.notes import Notes
 from musicjax.notes.contour import Contour
@@ -189,7 +190,7 @@ class PitchTracker:
       hop_ms: milliseconds from frame to frame, rounded to a sample; None takes the model's own.
       centred: whether frame t is centred on its time, or begins there.
       window_s, batch_size: seconds computed as one piece, and pieces computed at once.
-      device: where to compute; None takes jax's default.
+      device: where to compute; None takes all GPUs that there are, or the CPU.
     """
 
     def __init__(
@@ -226,7 +227,7 @@ class PitchTracker:
             window_s=max(window_s or WINDOW_S, 2 * context_s + 4 * hop / rate),
             batch_size=batch_size or (CPU_BATCH if on_cpu else GPU_BATCH),
         )
-        self.runner = Runner(model, plan, device=device)
+        self.runner = Runner(model, plan, device=spread(device))
         self._decode = loaded.system.resolve("decode")
 
     def pitch(self, source: Source, sample_rate: int | None = None, **options: Any) -> PitchTrack:

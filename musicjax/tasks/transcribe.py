@@ -34,6 +34,7 @@ from musicjax.infer import (
     hear,
     layout,
     part_of,
+    spread,
     stitch,
 )
 from musicjax.notes import (
@@ -218,11 +219,13 @@ class Transcriber:
     Args:
       loaded: from `musicjax.hub.load_model`.
       window_s: seconds computed as one piece, context included; None takes what suits the model.
-      batch_size: pieces computed at once; more are faster on a GPU and take more memory.
+      batch_size: pieces computed at once on each device; more are faster on a GPU and take more
+        memory.
       together: of a model that writes tokens, whether the segments of a recording agree on
         instruments and on notes that go on, which takes up to twice the time; or how much they do.
         False hears each alone, as MT3 was published; None takes what the model's config says.
-      device: where to compute; None takes jax's default.
+      device: where to compute; None takes all GPUs that there are, or the CPU (a model that writes
+        tokens uses all devices of a CPU, too: see `musicjax.infer.cores_as_devices`).
     """
 
     def __init__(
@@ -254,7 +257,7 @@ class Transcriber:
             plan = _plan(loaded.model, frontend, window_s, batch_size, on_cpu)
             carries = hasattr(loaded.model, "carried_activations")
             runner: Any = CarryingRunner if carries else Runner
-            self.runner = runner(loaded.model, plan, device=device)
+            self.runner = runner(loaded.model, plan, device=device if carries else spread(device))
         if isinstance(self.runner.layout, FixedLayout):
             self.frames_per_s = self.runner.layout.frames_per_s(frontend.sample_rate)
         self._decode = loaded.system.resolve("decode")
@@ -434,14 +437,15 @@ def _segment_runner(
         if together:
             raise ConfigError(_NOT_TOGETHER.format(name=loaded.name))
         size = batch_size or (1 if on_cpu else GPU_BATCH)
-        return SegmentRunner(model, batch_size=size, device=device)
+        return SegmentRunner(model, batch_size=size, device=spread(device))
+    where = spread(device, cores=True)
     slots = batch_size or (CPU_SLOTS if on_cpu else GPU_SLOTS)
     if together is None:
         together = getattr(loaded.config, "together", False)
     if not together:
-        return SequenceRunner(model, slots=slots, grammar=model.grammar, device=device)
+        return SequenceRunner(model, slots=slots, grammar=model.grammar, device=where)
     how = AgreementConfig() if together is True else together
-    return AgreeingRunner(model, how, slots=slots, grammar=model.grammar, device=device)
+    return AgreeingRunner(model, how, slots=slots, grammar=model.grammar, device=where)
 
 
 def _plan(

@@ -1,6 +1,11 @@
 """Devices by name, and a compile cache that mends itself."""
 
+import json
+import os
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import jax
 import pytest
@@ -71,3 +76,49 @@ def test_damaged_programs_are_dropped(own_cache, recwarn):
         warnings.warn("something else", stacklevel=1)
     assert not entry.exists()
     assert [str(w.message) for w in recwarn] == ["something else"]
+
+
+def test_two_devices_give_what_one_gives(root):
+    """Of a CPU's two, models that keep the cores busy from one are given that one."""
+    here = Path(__file__).resolve().parent
+    done = subprocess.run(
+        [sys.executable, str(here / "on_two_devices.py")],
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(root), str(here)]),
+            "JAX_NUM_CPU_DEVICES": "2",
+            "JAX_PLATFORMS": "cpu",
+        },
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    assert found.pop("gap") <= 1e-3  # activations are float16
+    assert found == {
+        "devices": 2,
+        "whole": True,
+        "two": 2,
+        "windows at once": [1, 2],
+        "programs": [1, 1],
+        "Loudest": True,
+        "Counted": True,
+        "tokens": True,
+        "agreed": True,
+        "compiled anew": 0,
+    }
+
+
+@pytest.mark.parametrize("chosen", [None, "3"])
+def test_cores_become_devices_where_nothing_else_was_chosen(chosen, root):
+    code = (
+        "from musicjax.infer import cores_as_devices; cores_as_devices(); import jax; "
+        "print(jax.device_count()); cores_as_devices()"
+    )
+    env = {k: v for k, v in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"}
+    env |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)}
+    env |= {"JAX_NUM_CPU_DEVICES": chosen} if chosen else {}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) == int(chosen or len(os.sched_getaffinity(0)))
