@@ -65,6 +65,24 @@ def _unseen(says: str, score: str, model: str, name: str) -> Wanted:
     return Wanted(says, "accuracy", where, f"scores.{score}", "{:.3f}")
 
 
+def _decoded(rows: int, *peers: str) -> list[Wanted]:
+    """Seconds of audio that are decoded in a second at MT3's size, and peers' times over ours."""
+    where = {"facts.part": "decode", "facts.size": "mt3", "facts.slots": rows, "facts.devices": 2}
+    names = {"fixed": "fixed batches", "transformers": "transformers"}
+    says = f"decoding at MT3's size, {rows} slots, × real time"
+    ours = Wanted(says, "decode", {**where, "subject": "slots"}, "audio_s_per_s", "{:.0f}")
+    return [ours] + [
+        Wanted(
+            f"time of {names[peer]} / ours",
+            "decode",
+            {**where, "subject": peer},
+            "ratio.median",
+            "{:.1f}",
+        )
+        for peer in peers
+    ]
+
+
 _CLIP, _HOUR = "transcribe 30 s", "transcribe an hour"
 _RECORDINGS = {"bach_prelude": "the example of 34 s", "five minutes": "five minutes"}
 _PIANO_PRESETS = (
@@ -110,6 +128,7 @@ WANTED: tuple[Wanted, ...] = (
             *("librosa", "torch", "librosax"),
         )
     ),
+    *(wanted for rows in (32, 64) for wanted in _decoded(rows, "fixed", "transformers")),
     Wanted(
         "reading MIDI, time of pretty_midi / ours",
         "notes",
