@@ -35,9 +35,15 @@ class OptimConfig:
     With adafactor (Shazeer and Stern, 2018) `lr` is a share of the root mean square of a tensor, or
     of 1e-3 where that is less: T5 and MT3 train with a constant 1e-3 and without `clip_norm`. Its
     other settings are T5X's, so that a checkpoint goes from one to the other.
+
+    With muon (Jordan, 2024) the momentum of a tensor of two or more axes is made orthogonal before
+    it moves anything, the last axis against all others; tensors of one axis move as with Adam
+    that looks ahead (Nesterov). Updates have the size of Adam's (Liu et al., 2025,
+    arXiv:2502.16982), so that `lr` may be the same. A step costs some products of matrices
+    more, also for heads that do not learn.
     """
 
-    name: Literal["adam", "adamw", "adafactor"] = "adam"
+    name: Literal["adam", "adamw", "adafactor", "muon"] = "adam"
     lr: float = 1e-3
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_steps: int = 200

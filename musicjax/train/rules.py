@@ -68,7 +68,10 @@ def state_shardings(
     entries, _ = jax.tree.flatten(abstract, is_leaf=lambda x: isinstance(x, nnx.Variable))
     shardings, large, unruled = [], 0, []
     for entry in entries:
-        leaf = jax.tree.leaves(entry)[0]
+        leaves = jax.tree.leaves(entry)
+        if not leaves:  # a tensor that an optimizer of several parts leaves to another part
+            continue
+        leaf = leaves[0]
         size = leaf.size * getattr(leaf.dtype, "itemsize", 4)
         names = entry.get_metadata().get("out_sharding") if _named(entry) else None
         spec = PartitionSpec()

@@ -7,10 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 from flax import nnx
 from jaxtyping import Array, Int
 
 from musicjax.train.config import OptimConfig
+
+_ADAMS_SIZE = 0.2  # root mean square of an update of Adam's, at a rate of 1
 
 
 @jax.tree_util.register_dataclass
@@ -50,10 +53,10 @@ def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """Clipping by global norm, then Adam, AdamW (tensors of two or more axes decay) or Adafactor.
+    """Clipping by global norm, then Adam, AdamW, Adafactor or Muon.
 
-    Adafactor is T5X's: no momentum, no decay of weights, updates clipped to a root mean square of 1
-    for each tensor.
+    AdamW lets tensors of two or more axes decay. Adafactor is T5X's: no momentum, no decay of
+    weights, updates clipped to a root mean square of 1 for each tensor.
     """
     rate = learning_rate(config, steps)
     if config.name == "adamw":
@@ -71,11 +74,30 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
             min_dim_size_to_factor=config.factored_from,
             decay_rate=config.decay_exponent,
         )
+    elif config.name == "muon":
+        update = optax.contrib.muon(
+            rate,
+            adam_b1=config.b1,
+            adam_b2=config.b2,
+            eps=config.eps,
+            consistent_rms=_ADAMS_SIZE,
+            muon_weight_dimension_numbers=_as_matrices,
+        )
     else:
         update = optax.adam(rate, b1=config.b1, b2=config.b2, eps=config.eps)
     if not config.clip_norm:
         return update
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
+
+
+def _as_matrices(params: Any) -> Any:
+    """How Muon sees tensors: the last axis is what comes out, all others what goes in."""
+
+    def axes(x: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
+        last = x.ndim - 1
+        return optax.contrib.MuonDimensionNumbers(tuple(range(last)), last) if last > 0 else None
+
+    return jax.tree.map(axes, params)
 
 
 def new_state(
