@@ -61,7 +61,7 @@ SYSTEM = System(
             parameters=1_611_432,
             source=Source(
                 address="package:ours.safetensors",
-                sha256="939572909870020c4a07d4ffdc3fac4cc606eb0f710e0c83329d3495ae8c38ea",
+                sha256="45cc7f3c852fbc36927c6e828fc8565e0f5a6f69593b0eeebf8292ece60fa9d1",
                 size_bytes=3_230_728,
             ),
         ),

@@ -15,15 +15,15 @@ _CARDS = {
         parameters=3_204_856,
         source=Source(
             address="package:small.safetensors",
-            sha256="cad91af04eaf99621ffa5825a82a0b28f819c0cc97a736e3643a8a842d0fb6f2",
-            size_bytes=6_423_768,
+            sha256="e8e64fe0218069c2f28940fd313fb791e0f8c0c4c4a591ea32037409aa787e84",
+            size_bytes=6_423_736,
         ),
         scores={
-            "onset_f1, sampled grand": 0.939,
-            "onset_f1, unseen sound font in rooms": 0.884,
-            "onset_offset_f1, unseen sound font in rooms": 0.631,
+            "onset_f1, sampled grand": 0.950,
+            "onset_f1, unseen sound font in rooms": 0.898,
+            "onset_offset_f1, unseen sound font in rooms": 0.646,
         },
-        ability=Ability({"piano": 0.9385}, least_confidence=0.735, times_real_time=90.0),
+        ability=Ability({"piano": 0.950}, least_confidence=0.74, times_real_time=90.0),
     ),
     "port": Card(
         summary="The public PyTorch port at paper size; convert its checkpoint to use it.",

@@ -26,7 +26,7 @@ from musicjax.notes.contour import Contour
 FRAME_S = 0.01  # truth is given at these steps
 SILENT_CHANCE = 0.06  # of a clip without any voice
 CROWD_CHANCE = 0.06  # of a clip with several voices at once, which have no one pitch
-WHISTLE_CHANCE = 0.02  # of a clip with a tone above all pitches that count
+WHISTLE_CHANCE = 0.03  # of a clip with a tone above all pitches that count
 _ROOMS = 192  # kept per process
 _WINDOW_S = 0.032  # over which a frame's voice is compared with its noise, to either side
 _FAINT_DB = 45.0  # below the loudest of the clip, a pitch counts no more
