@@ -14,6 +14,7 @@ programs, and drums over the pieces that have some. `--each` adds the lines of e
     clips, rooms   the same in simulated rooms, with noise, colour and detuning
     ensembles      clips of a string quartet, a song with piano and a band with drums
     font           test split of the scores, played as written by a sound font never trained on
+                   (but mt3.mini was, on most of its samples: give it OPL-3 with --font)
     font, rooms    the same in rooms
     bands, font    the test split given to random bands with drums, played by that same sound font
                    (the ensembles are played by FluidR3, which mt3.mini was trained on)

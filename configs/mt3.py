@@ -111,7 +111,7 @@ def _published(variant: str, batch_size: int, steps: int) -> RunConfig:
         model=model,
         data=_data(model, batch_size),
         optim=OptimConfig(
-            name="adafactor", lr=1e-3, schedule="constant", warmup_steps=1000, clip_norm=0.0
+            name="adafactor", lr=1e-3, schedule="constant", warmup_steps=0, clip_norm=0.0
         ),
         checkpoint=CheckpointConfig(save_every=2000, metric="onset_program_f1"),
         steps=steps,

@@ -353,7 +353,7 @@ def _add_together(verb: argparse.ArgumentParser) -> None:
         "--together",
         action=argparse.BooleanOptionalAction,
         help="of models that write tokens (MT3): let the segments of a recording agree on "
-        "instruments and held notes, or hear each alone (default: as the model is set)",
+        "instruments and held notes, or hear each alone (the default)",
     )
 
 

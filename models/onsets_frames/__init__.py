@@ -23,7 +23,7 @@ _CARDS = {
             "onset_f1, unseen sound font in rooms": 0.898,
             "onset_offset_f1, unseen sound font in rooms": 0.646,
         },
-        ability=Ability({"piano": 0.950}, least_confidence=0.74, times_real_time=90.0),
+        ability=Ability({"piano": 0.9505}, least_confidence=0.74, times_real_time=90.0),
     ),
     "port": Card(
         summary="The public PyTorch port at paper size; convert its checkpoint to use it.",

@@ -15,13 +15,13 @@ _CARDS = {
         parameters=4_251_859,
         source=Source(
             address="package:small.safetensors",
-            sha256="2d574f64072793a7feb0ecc652d916ef4e002b9da2756a09dc4f311af2951d3b",
-            size_bytes=8_510_526,
+            sha256="91488494082b757ca4f6e327e6260cc57c9438f8a6c261e7867fd2c1bc1b0aa8",
+            size_bytes=8_510_510,
         ),
         scores={
-            "onset_f1, sampled grand": 0.936,
-            "onset_f1, unseen sound font in rooms": 0.869,
-            "onset_offset_f1, unseen sound font in rooms": 0.603,
+            "onset_f1, sampled grand": 0.939,
+            "onset_f1, unseen sound font in rooms": 0.881,
+            "onset_offset_f1, unseen sound font in rooms": 0.645,
         },
         ability=Ability({"piano": 0.9356}, least_confidence=0.72, times_real_time=54.0),
     ),

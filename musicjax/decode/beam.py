@@ -1,4 +1,4 @@
-"""Beam search with the semantics of transformers' `generate`, as one `lax.while_loop`.
+"""Beam search with the semantics of transformers' `generate`, in a `lax.while_loop` a cache size.
 
 For each item `num_beams` hypotheses run side by side. At every step all their continuations are
 ranked by summed log-probability, and twice as many as there are beams are looked at (with more end

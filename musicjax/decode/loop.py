@@ -1,7 +1,8 @@
 """The decoding loop: one explicit state, one step, and `generate` around them.
 
 `start` makes the state of a batch of rows, `advance` gives every row its next token, and
-`generate` runs `advance` in one `lax.while_loop` until no row has anything left to say. The same
+`generate` runs `advance` in a `lax.while_loop` until no row has anything left to say, one loop for
+each of a few sizes that the cache grows through. The same
 `advance` serves streaming (call it yourself, a token at a time), export (jit it with its state) and
 slot refilling (`musicjax.decode.slots`), so that all of them give the same tokens.
 

@@ -222,8 +222,8 @@ class Transcriber:
       batch_size: pieces computed at once on each device; more are faster on a GPU and take more
         memory.
       together: of a model that writes tokens, whether the segments of a recording agree on
-        instruments and on notes that go on, which takes up to twice the time; or how much they do.
-        False hears each alone, as MT3 was published; None takes what the model's config says.
+        instruments and on notes that go on, which takes two to five times the time; or how much
+        they do. False or None hears each alone, as MT3 was published.
       device: where to compute; None takes all GPUs that there are, or the CPU (a model that writes
         tokens uses all devices of a CPU, too: see `musicjax.infer.cores_as_devices`).
     """
@@ -440,8 +440,6 @@ def _segment_runner(
         return SegmentRunner(model, batch_size=size, device=spread(device))
     where = spread(device, cores=True)
     slots = batch_size or (CPU_SLOTS if on_cpu else GPU_SLOTS)
-    if together is None:
-        together = getattr(loaded.config, "together", False)
     if not together:
         return SequenceRunner(model, slots=slots, grammar=model.grammar, device=where)
     how = AgreementConfig() if together is True else together
