@@ -48,7 +48,9 @@ def main() -> None:
     """Time every model, and score those that write notes."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--models", nargs="*", help="default: all tags of systems that can stream")
-    parser.add_argument("--minutes", type=float, default=60.0, help="of sound for time and memory")
+    parser.add_argument(
+        "--minutes", type=float, default=60.0, help="of sound for time and memory; 0: none"
+    )
     parser.add_argument("--sets", nargs="*", default=(), choices=SETS)
     parser.add_argument("--shared", type=Path, default=SHARED)
     parser.add_argument("--font", type=Path, default=FONT, help="a sound font never trained on")
@@ -56,7 +58,9 @@ def main() -> None:
     arguments = parser.parse_args()
     for name in arguments.models if arguments.models is not None else streaming_tags():
         loaded, trained = model_at_hand(name)
-        lines = [timed(name, loaded.model, arguments.minutes) | {"trained": trained}]
+        lines = []
+        if arguments.minutes:
+            lines = [timed(name, loaded.model, arguments.minutes) | {"trained": trained}]
         if trained and loaded.system.task == "transcribe" and arguments.sets:
             pieces = sets(arguments.sets, arguments.shared, arguments.font, 15.0)
             lines += [scored(name, loaded, which, found) for which, found in pieces]

@@ -23,7 +23,7 @@ _CARDS = {
             "onset_f1, unseen sound font in rooms": 0.881,
             "onset_offset_f1, unseen sound font in rooms": 0.645,
         },
-        ability=Ability({"piano": 0.9356}, least_confidence=0.72, times_real_time=54.0),
+        ability=Ability({"piano": 0.9390}, least_confidence=0.735, times_real_time=54.0),
     ),
     "small_fast": Card(
         summary="The same, 96 ms after; it hears less of what follows an onset.",
